@@ -1,0 +1,112 @@
+"""Settings: one frozen object, read once at the top and handed down; nothing below reads the environment.
+
+Precedence, first found wins: arguments, environment (``HEADRACE_*``), an overlay that an adapter hands in
+(``headrace.*`` of the dask config, ``[headrace]`` of Airflow's), defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from headrace.errors import ConfigError
+
+Lane = Literal["auto", "inline", "threads", "processes"]
+LANES: tuple[Lane, ...] = get_args(Lane)
+
+
+def available_cores() -> int:
+    """How many cores this process may use: its CPU affinity, capped by a cgroup v2 quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, -(-int(quota) // int(period))))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set.
+
+    Args:
+        lane: where tasks run. ``auto`` measures and decides; the others force one lane.
+        num_workers: how many tasks run at once, over all lanes of this machine; default: the cores available.
+        inline_below_s: a family whose tasks are quicker than this runs inline.
+        ahead_s: how many seconds of work are queued at a worker process beyond what it runs.
+        small_bytes: a result up to this size rides in the message instead of shared memory.
+        max_deaths: after how many worker deaths a task is given up.
+        idle_timeout_s: a worker process unused for this long is stopped.
+        check: verify every invariant of the scheduler after every event (slow; for tests).
+    """
+
+    lane: Lane = "auto"
+    num_workers: int = 0
+    inline_below_s: float = 100e-6
+    ahead_s: float = 0.03
+    small_bytes: int = 32 * 1024
+    max_deaths: int = 3
+    idle_timeout_s: float = 60.0
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lane not in LANES:
+            raise ConfigError(f"lane must be one of {', '.join(LANES)}, not {self.lane!r}")
+        if self.num_workers == 0:
+            object.__setattr__(self, "num_workers", available_cores())
+        for name in ("num_workers", "max_deaths"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        for name in ("inline_below_s", "ahead_s", "small_bytes", "idle_timeout_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)!r}")
+
+
+def resolve(
+    arguments: Mapping[str, Any] | None = None,
+    overlay: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Builds the settings from arguments, environment and an adapter's configuration, in this order.
+
+    Args:
+        arguments: values given in code; ``None`` values count as not given; an unknown name is an error.
+        overlay: values from dask's or Airflow's configuration, with ``-`` or ``_`` in names; unknown names are errors.
+        environ: the environment to read; ``os.environ`` by default.
+
+    Raises:
+        ConfigError: a name is unknown or a value cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    known = {field.name: field for field in dataclasses.fields(Settings)}
+    found: dict[str, Any] = {}
+    sources = (
+        ("argument", arguments or {}),
+        ("environment variable", {n: environ[f"HEADRACE_{n.upper()}"] for n in known if f"HEADRACE_{n.upper()}" in environ}),
+        ("setting", {name.replace("-", "_"): value for name, value in (overlay or {}).items()}),
+    )
+    for source, values in sources:
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(f"unknown {source} {name!r}; known: {', '.join(sorted(known))}")
+            if value is not None and name not in found:
+                found[name] = _parse(source, name, known[name].default, value)
+    return Settings(**found)
+
+
+def _parse(source: str, name: str, default: object, value: object) -> object:
+    kind = type(default)
+    if isinstance(value, kind) or (kind is float and isinstance(value, int)):
+        return value
+    text = str(value).strip()
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return kind(text.lower() if kind is str else text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{source} {name} must be a {kind.__name__}, not {value!r}") from None

@@ -1,0 +1,90 @@
+"""Every error that Headrace raises on its own account.
+
+The tree has three branches, because the reader of a traceback needs to know whose move it is::
+
+    HeadraceError
+    ├── UserError               the caller can mend it
+    │   ├── ConfigError             a setting has a value that cannot be used
+    │   ├── GraphError              the graph itself is wrong
+    │   │   ├── CycleError              (also a RuntimeError)
+    │   │   └── MissingKeyError         (also a KeyError)
+    │   └── UnpicklableError        (also a TypeError) names the path to the object
+    ├── WorkerDied              (also a RuntimeError) a worker process took its task down with it
+    └── InternalError           an invariant of Headrace broke: a bug of ours
+
+A user's own exception is never wrapped: it reaches the caller as itself, with the remote traceback as its cause
+(:class:`RemoteTraceback`).
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Root of every error that Headrace raises on its own account."""
+
+
+class UserError(HeadraceError):
+    """Something the caller passed in cannot work; the message says what to do."""
+
+
+class ConfigError(UserError):
+    """A setting has a value that cannot be used."""
+
+
+class GraphError(UserError):
+    """The graph handed in is not a graph that can run."""
+
+
+class CycleError(GraphError, RuntimeError):
+    """Tasks depend on each other in a circle."""
+
+
+class MissingKeyError(GraphError, KeyError):
+    """A key is asked for, or depended on, and nothing in the graph makes it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class UnpicklableError(UserError, TypeError):
+    """A task or its result cannot travel to another process; the message has the path to the culprit."""
+
+
+class WorkerDied(HeadraceError, RuntimeError):
+    """A task was given up because the workers that ran it kept dying.
+
+    Attributes:
+        task: the task's key, as text.
+        attempts: how many workers it took down.
+        reason: how the last one ended, for example ``"killed by SIGSEGV"`` or ``"exit code 3"``.
+        rss_bytes: resident memory of the last worker shortly before its death; 0 when not known.
+    """
+
+    def __init__(self, task: str, attempts: int, reason: str, rss_bytes: int = 0) -> None:
+        self.task = task
+        self.attempts = attempts
+        self.reason = reason
+        self.rss_bytes = rss_bytes
+        memory = f", resident memory {rss_bytes / 2**20:.0f} MiB" if rss_bytes else ""
+        super().__init__(
+            f"task {task} was given up after it took down {attempts} worker process(es); the last one was {reason}"
+            f"{memory}. Run it with lane='threads' or scheduler='sync' to see where it crashes."
+        )
+
+    def __reduce__(self) -> tuple[type[WorkerDied], tuple[str, int, str, int]]:
+        return WorkerDied, (self.task, self.attempts, self.reason, self.rss_bytes)
+
+
+class InternalError(HeadraceError):
+    """An invariant of Headrace broke. This is a bug: please report it with the message."""
+
+
+class RemoteTraceback(Exception):
+    """Carries the text of a traceback from a worker process, as the cause of the user's exception."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

@@ -1,0 +1,179 @@
+"""What has happened: the only input of the decision core. Plain data, past tense, no I/O.
+
+Vocabulary. A *task* has an id, unique in its runtime: ``base of its job + index in its graph``. A *job* is one submitted
+graph. A *slot* is a thread of this process that runs tasks: the thread that waits for a job (its caller), or a pool
+thread. A *worker* is a worker process. ``HERE`` is this process as a place that holds values; workers are places too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+HERE = 0
+"""The place number of the owner's process; worker processes count from 1."""
+
+
+class Span(NamedTuple):
+    """One task that ran to its end. Times in seconds; ``start_s`` on the machine-wide monotonic clock."""
+
+    task: int
+    start_s: float
+    wall_s: float
+    cpu_s: float
+    """CPU time of the thread that ran it; -1 when not measured (the task was too quick to be worth it)."""
+    width: float
+    """CPU time of the whole process over wall time while it ran: above 1, code that is parallel inside. -1: not measured."""
+    size_bytes: int
+    """Size of the result, estimated without pickling; -1 when not known."""
+    transfer_s: float
+    """Seconds spent unpickling its arguments and pickling its result; 0 in this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A graph was handed in; ids are ``base + index``. ``caller`` is the slot of the thread that waits for it, if any.
+
+    Args:
+        lane: ``auto``, ``inline``, ``threads`` or ``processes``.
+        limit: how many of its tasks may run at once.
+    """
+
+    job: int
+    base: int
+    deps: Sequence[tuple[int, ...]]
+    families: Sequence[Hashable]
+    outputs: Sequence[int]
+    literals: Collection[int]
+    pinned: Collection[int]
+    lane: str
+    limit: int
+    caller: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FutureSubmitted:
+    """One call was submitted; ``deps`` are ids of earlier futures. Its result is wanted until ``FuturesDropped``."""
+
+    task: int
+    deps: tuple[int, ...]
+    family: Hashable
+    lane: str
+
+
+@dataclass(frozen=True, slots=True)
+class FuturesDropped:
+    """Nobody holds these futures any more: unfinished ones still run, their results are not kept."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksCancelled:
+    """Futures that must not start; those that run already go on. The ids that were really cancelled are commanded back."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelled:
+    """The caller has gone (Ctrl-C, an error of its own): stop the job's work at once."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRan:
+    """A slot has ended its batch: ``spans`` ran, ``returned`` were not started and may go elsewhere."""
+
+    slot: int
+    spans: Sequence[Span]
+    returned: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStalled:
+    """A slot is busy with one task for long; the rest of its batch was taken away from it unstarted."""
+
+    slot: int
+    returned: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRan:
+    """A worker has finished tasks. ``arrived``: those of them whose values came along and are HERE now."""
+
+    worker: int
+    spans: Sequence[Span]
+    arrived: Collection[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRaised:
+    """A task raised; its exception waits in the shell. ``place`` is HERE or a worker."""
+
+    task: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUnpicklable:
+    """A task could not be sent to a worker, or its result could not leave it; nothing of it is left there."""
+
+    task: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePublished:
+    """A worker has put a task's value into shared memory, from where every process can read it."""
+
+    task: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class TasksRevoked:
+    """A worker has given back tasks it had not started."""
+
+    worker: int
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """A worker's process is gone; ``running`` is the task it was at, if any. ``expected``: it was told to stop."""
+
+    worker: int
+    running: int | None
+    expected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersIdled:
+    """A regular look at the clock: workers that had nothing to do for the idle time may be stopped."""
+
+
+Event: TypeAlias = (
+    JobSubmitted
+    | FutureSubmitted
+    | FuturesDropped
+    | TasksCancelled
+    | JobCancelled
+    | SlotRan
+    | SlotStalled
+    | WorkerStarted
+    | WorkerRan
+    | TaskRaised
+    | TaskUnpicklable
+    | ValuePublished
+    | TasksRevoked
+    | WorkerDied
+    | WorkersIdled
+)
