@@ -328,7 +328,7 @@ class CrashAtPickle:
     """Crashes whoever pickles it, as often as :func:`crash_first` says, except in the process ``spare``."""
 
     def __init__(self, how: CrashKind, log: str | Path, times: int = 1, spare: int = 0) -> None:
-        self.how = how
+        self.how: CrashKind = how
         self.log = str(log)
         self.times = times
         self.spare = spare
@@ -346,7 +346,7 @@ class CrashAtUnpickle:
     """
 
     def __init__(self, how: CrashKind, log: str | Path, times: int = 1, spare: int = 0) -> None:
-        self.how = how
+        self.how: CrashKind = how
         self.log = str(log)
         self.times = times
         self.spare = spare

@@ -1,0 +1,78 @@
+# Everything installs what it needs into environments of its own; python3, make and a package index are enough.
+#
+#   make demo          real graphs over real data, on the stock schedulers and on Headrace: under three minutes
+#   make test          the tests, on the newest dependencies
+#   make test-oldest   the tests, on the oldest dependencies of the declared ranges (in .venv-oldest)
+#   make check         formatting, lint, types, import contracts
+#   make compat        other people's test suites on stock schedulers and on Headrace
+#   make bench         the whole benchmark suite
+#   make format        rewrites the sources in the one format
+#   make clean         removes environments, caches and outputs
+#
+# PYTHON chooses the interpreter (3.10 or newer); TEST_ARGS goes to pytest, COMPAT_ARGS and BENCH_ARGS likewise.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_OLDEST ?= .venv-oldest
+TEST_ARGS ?=
+COMPAT_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+RUFF_PATHS := core adapters tests examples compat_suite
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-oldest check compat bench format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.bench
+	$(BIN)/headrace bench --demo $(BENCH_ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/headrace bench $(BENCH_ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-oldest: $(VENV_OLDEST)/.test
+	$(VENV_OLDEST)/bin/python -m pytest -m "not installs" -o cache_dir=.cache/pytest-oldest $(TEST_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check $(RUFF_PATHS)
+	$(BIN)/ruff check $(RUFF_PATHS)
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+
+compat: $(VENV)/.dev
+	$(BIN)/python -m compat_suite $(COMPAT_ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format $(RUFF_PATHS)
+	$(BIN)/ruff check --fix $(RUFF_PATHS)
+
+clean:
+	rm -rf $(VENV) $(VENV_OLDEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist out
+	find core adapters tests examples compat_suite -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than all that decides what is installed, so a second call does nothing.
+
+$(VENV)/.bench: $(VENV)/.made pyproject.toml constraints/latest.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints/latest.txt --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints/latest.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints/latest.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.bench
+
+$(VENV_OLDEST)/.test: $(VENV_OLDEST)/.made pyproject.toml constraints/oldest.txt
+	$(VENV_OLDEST)/bin/python -m pip install --quiet --constraint constraints/oldest.txt --editable '.[test]'
+	@touch $@
+
+%/.made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Headrace needs Python 3.10 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $*
+	@touch $@
