@@ -14,6 +14,7 @@ class RunHere:
     """Let a slot run these tasks one after the other; it ends the batch early once ``budget_s`` is used up."""
 
     slot: int
+    job: int
     tasks: list[int]
     budget_s: float
 

@@ -38,6 +38,7 @@ class JobSubmitted:
     Args:
         lane: ``auto``, ``inline``, ``threads`` or ``processes``.
         limit: how many of its tasks may run at once.
+        nested: the caller is itself a running task, so its thread must be able to run any of them, or all could wait.
     """
 
     job: int
@@ -50,6 +51,7 @@ class JobSubmitted:
     lane: str
     limit: int
     caller: int | None
+    nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,6 @@ class FutureSubmitted:
     task: int
     deps: tuple[int, ...]
     family: Hashable
-    lane: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,14 @@ class TaskRaised:
 
 @dataclass(frozen=True, slots=True)
 class TaskUnpicklable:
-    """A task could not be sent to a worker, or its result could not leave it; nothing of it is left there."""
+    """A task could not be sent to a worker, or its result could not leave it; nothing of it is left there.
+
+    ``must_stay``: not by accident; it holds something, such as a lock, that only this process may use.
+    """
 
     task: int
     worker: int
+    must_stay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

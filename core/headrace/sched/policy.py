@@ -1,0 +1,136 @@
+"""What is measured of a family of tasks, and what follows from it for where its tasks run.
+
+No scheduler in the field chooses for the user, and each is the wrong choice for half of the workloads (PEERS.md). A family
+(a dask key prefix, a function) is one of five kinds, learned from the spans of the tasks that have run:
+
+========  ===========================================================  =========================================
+kind      how it is recognised                                         where it runs
+========  ===========================================================  =========================================
+UNKNOWN   has not run yet                                              in a batch of a slot, watched
+QUICK     takes less than ``inline_below_s``                           in a batch of whatever slot is at hand
+WIDE      alone in the process, uses more than one core (BLAS)         alone: it would fight with itself
+HOLDS     beside another task it gets less CPU time than alone: it     at most one in this process, the others in
+          waits for the GIL                                            worker processes, if moving them pays
+FREE      everything else: numpy, Arrow, I/O                           in as many threads as there are cores
+========  ===========================================================  =========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from headrace.sched.events import Span
+
+UNKNOWN, QUICK, FREE, WIDE, HOLDS = range(5)
+KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
+
+LAUNCH_GAIN_S = 0.15
+"""A cold worker costs this much CPU time (start, imports); less expected gain than that is not worth it."""
+STARVED = 0.7
+"""A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
+WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
+"""Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
+
+
+class Family:
+    """The running measurements of one family. Times are smoothed: fast downwards (a first run pays for imports), slowly up."""
+
+    __slots__ = (
+        "kind",
+        "movable",
+        "name",
+        "pending",
+        "remote_s",
+        "runs",
+        "shared_cpu",
+        "shared_runs",
+        "shared_wall",
+        "solo_cpu",
+        "solo_wall",
+        "wall_s",
+        "width",
+    )
+
+    def __init__(self, name: Hashable) -> None:
+        self.name = name
+        self.kind = UNKNOWN
+        self.runs = 0
+        self.pending = 0  # tasks of this family that are not done
+        self.wall_s = 0.0
+        self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
+        self.movable = True  # False once a task of it could not be pickled
+        self.width = 0.0
+        self.solo_wall = self.solo_cpu = 0.0
+        self.shared_wall = self.shared_cpu = 0.0
+        self.shared_runs = 0
+
+    def ran_here(self, span: Span, solo: bool, neighbours: int, inline_below_s: float) -> None:
+        """Learns from a task that ran in this process.
+
+        Args:
+            solo: nothing else ran in this process meanwhile.
+            neighbours: how many other slots were busy, when not solo.
+        """
+        wall, cpu = span.wall_s, span.cpu_s
+        if cpu >= 0.0 and self.kind != HOLDS:
+            if solo:
+                self.solo_wall = 0.5 * self.solo_wall + wall
+                self.solo_cpu = 0.5 * self.solo_cpu + cpu
+                self.width = span.width if self.width == 0.0 else 0.5 * (self.width + span.width)
+            elif neighbours:
+                self.shared_wall += wall
+                self.shared_cpu += cpu
+                self.shared_runs += 1
+                wall = min(wall, self._alone(wall, cpu))
+        self._smooth(wall)
+        if self.wall_s < inline_below_s:
+            self.kind = QUICK
+        elif self.kind != HOLDS:
+            self.kind = self._slow_kind(neighbours)
+
+    def ran_away(self, span: Span, inline_below_s: float) -> None:
+        """Learns from a task that ran at a worker."""
+        self._smooth(span.wall_s)
+        cost = span.wall_s + span.transfer_s
+        self.remote_s = cost if self.remote_s == 0.0 else 0.75 * self.remote_s + 0.25 * cost
+        if self.kind == UNKNOWN:
+            self.kind = QUICK if self.wall_s < inline_below_s else FREE
+
+    def stalled(self) -> None:
+        """A first task is still running: whatever it is, it is not quick."""
+        if self.kind in (UNKNOWN, QUICK):
+            self.kind = FREE
+
+    def moving_pays(self, workers_up: bool, cores: int) -> bool:
+        """Whether tasks of this family, which hold the GIL, should go to worker processes."""
+        if not self.movable or self.remote_s > 3.0 * self.wall_s:
+            return False
+        return workers_up or self.pending * self.wall_s * (1.0 - 1.0 / cores) > LAUNCH_GAIN_S
+
+    def _smooth(self, wall: float) -> None:
+        if self.runs == 0:
+            self.wall_s = wall
+        else:
+            self.wall_s += (0.5 if wall < self.wall_s else 0.2) * (wall - self.wall_s)
+        self.runs += 1
+
+    def _alone(self, wall: float, cpu: float) -> float:
+        """How long a task that shared the process would have taken alone."""
+        return wall if self.solo_cpu == 0.0 else cpu * self.solo_wall / self.solo_cpu
+
+    def _slow_kind(self, neighbours: int) -> int:
+        if self.width >= WIDE_ENTER or (self.kind == WIDE and self.width >= WIDE_LEAVE):
+            return WIDE
+        enough = (self.shared_runs >= 4 and self.shared_wall > 8e-3) or (self.shared_runs >= 2 and self.shared_wall > 60e-3)
+        if not enough:
+            return FREE
+        share = self.shared_cpu / self.shared_wall
+        if self.solo_wall > 0.0:
+            starved = share < STARVED * self.solo_cpu / self.solo_wall
+        else:
+            # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O gets anything.
+            starved = abs(share - 1.0 / (neighbours + 1)) < 0.13
+        self.shared_wall *= 0.5
+        self.shared_cpu *= 0.5
+        self.shared_runs //= 2
+        return HOLDS if starved else FREE
