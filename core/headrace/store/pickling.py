@@ -1,0 +1,142 @@
+"""Turns values into bytes and buffers and back: pickle protocol 5, large buffers out of band.
+
+The C pickler goes first, because it takes a µs where cloudpickle takes ten; cloudpickle comes in for what must travel
+by value: functions and classes of ``__main__``, lambdas, local functions. When nothing works, the culprit is searched
+for (:mod:`headrace.store.culprit`) and named in the error.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from headrace.errors import UnpicklableError
+from headrace.store.arrays import reduce_array
+from headrace.store.sizes import estimate_size
+
+OUT_OF_BAND_FROM: Final = 4096
+"""A buffer below this size stays in the byte stream: a page and the bookkeeping for it cost more than its copy."""
+
+BYTES_OUT_OF_BAND_FROM: Final = 32 * 1024
+"""From this size a value that is plain bytes goes out of band, though protocol 5 does not do that by itself."""
+
+_reducers: dict[type, Callable[[Any], Any]] = {}
+
+
+class Packed(NamedTuple):
+    """A pickled value. ``buffers`` are views of the value's own memory: flat, contiguous, of at least 4 KiB each."""
+
+    data: bytes
+    buffers: list[memoryview]
+
+
+def register_reducer(type: type, fn: Callable[[Any], Any]) -> None:
+    """Has ``fn(obj)`` pickle the instances of exactly this type, as in ``copyreg`` but only for Headrace.
+
+    ``fn`` returns what ``__reduce__`` may return; an exception from it keeps the object, and its task, in its process.
+    """
+    _reducers[type] = fn
+
+
+def pack(obj: Any, name: str = "") -> Packed:
+    """Pickles a value. Thread-safe.
+
+    Args:
+        obj: what travels. Its large buffers are not copied: it must not change before they are.
+        name: what an error calls the object, for example ``"args"`` or ``"result"``.
+
+    Raises:
+        UnpicklableError: it cannot be pickled; the message has the path to the culprit, ``__cause__`` the reason.
+    """
+    buffers: list[memoryview] = []
+    try:
+        data = _dumps(obj, _collector(buffers))
+        if not _needs_cloudpickle(data):
+            return Packed(data, buffers)
+    except MemoryError:
+        raise
+    except Exception:
+        pass  # cloudpickle can do more, and if it cannot, its error is the better one
+    buffers = []
+    try:
+        return Packed(cloud_dumps(obj, _collector(buffers)), buffers)
+    except MemoryError:
+        raise
+    except Exception as error:
+        from headrace.store.culprit import describe
+
+        raise UnpicklableError(describe(obj, error, name)) from error
+
+
+def unpack(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
+    """Builds the value again. Arrays stand directly on the buffers, and are writable if those are."""
+    return pickle.loads(data, buffers=buffers)
+
+
+def cloud_dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+    """Pickles with cloudpickle, which is imported at the first need."""
+    import cloudpickle
+
+    file = io.BytesIO()
+    pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=callback)
+    pickler.dispatch_table = _dispatch_table() | cloudpickle.Pickler._dispatch_table
+    pickler.dump(obj)
+    return file.getvalue()
+
+
+class _Bytes:
+    """Carries plain bytes out of band: they are copied once when read, but never into the byte stream."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes | bytearray) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return type(self.value), (pickle.PickleBuffer(self.value),)
+
+
+def _dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+    if type(obj) in (bytes, bytearray) and len(obj) >= BYTES_OUT_OF_BAND_FROM:
+        obj = _Bytes(obj)
+    if not _reducers and "numpy" not in sys.modules:
+        return pickle.dumps(obj, 5, buffer_callback=callback)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, buffer_callback=callback)
+    pickler.dispatch_table = _dispatch_table()
+    pickler.dump(obj)
+    return file.getvalue()
+
+
+def _dispatch_table() -> dict[type, Callable[[Any], Any]]:
+    table = copyreg.dispatch_table | _reducers
+    numpy = sys.modules.get("numpy")
+    array = getattr(numpy, "ndarray", None)  # not there yet while another thread imports numpy
+    if array is not None and array not in table:
+        table[array] = reduce_array
+    return table
+
+
+def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    def collect(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_FROM:
+            return True
+        buffers.append(view)
+        return False
+
+    return collect
+
+
+def _needs_cloudpickle(data: bytes) -> bool:
+    if b"__main__" in data:
+        return True
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+
+
+__all__ = ["Packed", "cloud_dumps", "estimate_size", "pack", "register_reducer", "unpack"]

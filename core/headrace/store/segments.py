@@ -1,0 +1,395 @@
+"""Shared memory: a writer's :class:`Arena`, and the :class:`Atlas` through which readers see other processes' arenas.
+
+::
+
+    writer                                        reader
+    Arena.put(buffers) ── copy ──► memfd ◄── private map ── Atlas.map(place, offset, length, sizes)
+       ▲                            │  descriptor travels once (SCM_RIGHTS)        │
+    Arena.free(offset) ◄── ledger ◄─┴───────── on_close ◄── last view is gone ─────┘
+
+Memory is an anonymous memfd, so nothing has a name and nothing outlives its processes. Only its own process writes to
+an arena, through one shared map that it keeps: copying into pages which are mapped already is ten times as fast as
+into fresh ones, so pages that were used before are used again first.
+
+Invariants: no two objects in use share a page; a range becomes free only through :meth:`Arena.free`; readers' writes
+stay in their own copies of the pages.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from headrace.errors import InternalError
+from headrace.store import kernel
+from headrace.store.kernel import PAGE
+from headrace.store.ranges import RangeSet
+
+ALIGNMENT: Final = 64
+"""Every buffer starts at a multiple of this: a cache line, and what Arrow asks for."""
+
+_COPY_UP_TO: Final = 64 * 1024
+"""A range up to this size is read, not mapped: two system calls and the faults cost more than the copy (measured)."""
+
+_GIL_FREE_FROM: Final = 256 * 1024
+"""From this size a copy lets go of the GIL; below, the few µs that this costs are not worth it."""
+
+_WRITE_MOST: Final = 1 << 30
+"""One write moves at most 2 GiB."""
+
+_LEAST_CAPACITY: Final = 64 << 20
+"""Limits on address space or file size shrink an arena, but not below this."""
+
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+_atlases: weakref.WeakSet[Atlas] = weakref.WeakSet()
+
+
+def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where buffers of these sizes stand in one range, and the range's length: whole pages, at least one."""
+    offsets = []
+    end = 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, max(PAGE, -(-end // PAGE) * PAGE)
+
+
+class Arena:
+    """Memory of this process that others can read. All methods are thread-safe.
+
+    Args:
+        place: number of this process as a place, for messages.
+        capacity: the most bytes it can hold; by default twice the machine's memory. It costs address space only.
+
+    Raises:
+        OSError: no descriptor or no address space is left.
+    """
+
+    def __init__(self, place: int, capacity: int | None = None) -> None:
+        self.place = place
+        self.fd, self._memory, self.capacity = _create(capacity or 2 * _physical_memory())
+        """``fd`` stays the arena's: duplicate it before giving it to an :class:`Atlas` of this process."""
+        self._address = kernel.address_of(self._memory)
+        self._view = memoryview(self._memory)
+        kernel.leave_out_of_core_dumps(self._address, self.capacity)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._used: dict[int, int] = {}
+        # Frees can come from a finalizer, which may run inside any method of this very thread: they only append.
+        self._returned: deque[tuple[int, int]] = deque()
+        self._free = RangeSet()
+        self._warm = RangeSet()  # those free pages that the kernel has backed with memory already
+        self._unmapped = RangeSet()  # backed pages, free or not, that were written through the file and not the map
+        self._free.add(0, self.capacity)
+        self._high_water = 0
+        self._puts = 0
+        _arenas.add(self)
+
+    def put(self, buffers: Sequence[memoryview]) -> tuple[int, int, tuple[int, ...]]:
+        """Copies buffers into one range. Large copies let go of the GIL.
+
+        Args:
+            buffers: any C-contiguous buffers; they are not kept.
+
+        Returns:
+            The range's offset and length (whole pages), and the size of each buffer: what :meth:`Atlas.map` asks for.
+
+        Raises:
+            MemoryError: the arena is full, or the kernel has no memory left.
+        """
+        flat = [_flat(b) for b in buffers]
+        sizes = tuple([b.nbytes for b in flat])
+        offsets, length = layout(sizes)
+        start, warm = self._allocate(length)
+        try:
+            # What _allocate says about the pages stays true: nobody else touches this range, and close() waits for us.
+            for offset, buffer in zip(offsets, flat, strict=True):
+                if warm:
+                    self._copy(start + offset, buffer)
+                else:
+                    self._write(start + offset, buffer)
+        except BaseException as error:
+            self.free(start)
+            if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
+                raise MemoryError(f"no memory for {length} bytes in the arena of place {self.place}") from error
+            raise
+        finally:
+            self._end_put()
+        return start, length, sizes
+
+    def free(self, offset: int) -> None:
+        """Lets a range be used again. Safe in finalizers: it never blocks and takes no lock that it would wait for.
+
+        Raises:
+            InternalError: no range in use starts at this offset.
+        """
+        length = self._used.pop(offset, None)
+        if length is None:
+            raise InternalError(f"place {self.place}: nothing in use at offset {offset}")
+        self._returned.append((offset, length))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_back()
+            finally:
+                self._lock.release()
+
+    def trim(self, keep_bytes: int = 0) -> int:
+        """Gives free memory back to the kernel until at most ``keep_bytes`` of it are kept; returns the bytes given.
+
+        The highest pages go first: first fit then works in the low ones, which stay.
+        """
+        given = 0
+        with self._lock:
+            self._require_open()
+            self._take_back()
+            for start, end in reversed(list(self._warm)):
+                start = max(start, end - (self._warm.size - keep_bytes) // PAGE * PAGE)
+                if self._warm.size <= keep_bytes or start >= end:
+                    break
+                kernel.punch(self._address + start, end - start)
+                self._warm.cut(start, end)
+                self._unmapped.cut(start, end)
+                given += end - start
+        return given
+
+    def stats(self) -> dict[str, int]:
+        """Bytes: in use, free but still backed by memory, backed by memory at all, highest end; and objects in use."""
+        with self._lock:
+            self._take_back()
+            return {
+                "objects": len(self._used),
+                "used_bytes": self.capacity - self._free.size,
+                "free_bytes": self._warm.size,
+                "high_water_bytes": self._high_water,
+                "resident_bytes": 0 if self.fd < 0 else os.fstat(self.fd).st_blocks * 512,
+            }
+
+    def close(self) -> None:
+        """Lets go of the memory, once puts that run have ended; readers keep what they have mapped. May be repeated."""
+        with self._lock:
+            self._closed = True
+            self._let_go_if_idle()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_puts"):
+            self.close()
+
+    def _let_go_if_idle(self) -> None:
+        if self._closed and not self._puts and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self._view.release()
+            self._memory.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InternalError(f"the arena of place {self.place} is closed, or was inherited by a forked child")
+
+    def _allocate(self, length: int) -> tuple[int, bool]:
+        """Finds a range; says whether all of it is memory that is backed and mapped."""
+        with self._lock:
+            self._require_open()
+            self._take_back()
+            start = self._warm.first_fit(length)
+            warm = start is not None
+            if start is None:
+                start = self._free.first_fit(length)
+            if start is None:
+                raise MemoryError(f"the arena of place {self.place} has no {length} bytes in a row left")
+            end = start + length
+            self._free.cut(start, end)
+            self._warm.cut(start, end)
+            unmapped = self._unmapped.cut(start, end) if warm else []
+            if not warm:
+                self._unmapped.add(start, end)
+            self._used[start] = length
+            self._high_water = max(self._high_water, end)
+            self._puts += 1
+        for first, last in unmapped:
+            kernel.populate(self._address + first, last - first)
+        return start, warm
+
+    def _end_put(self) -> None:
+        with self._lock:
+            self._puts -= 1
+            self._let_go_if_idle()
+
+    def _take_back(self) -> None:
+        while self._returned:
+            start, length = self._returned.popleft()
+            self._free.add(start, start + length)
+            self._warm.add(start, start + length)
+
+    def _copy(self, start: int, buffer: memoryview) -> None:
+        if buffer.nbytes < _GIL_FREE_FROM:
+            self._view[start : start + buffer.nbytes] = buffer
+        else:
+            kernel.copy(self._address + start, buffer)
+
+    def _write(self, start: int, buffer: memoryview) -> None:
+        # write() into fresh pages skips both the zeroing and the faults of a copy into a map.
+        done = 0
+        while done < buffer.nbytes:
+            done += os.pwrite(self.fd, buffer[done : done + _WRITE_MOST], start + done)
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: makes sure that it neither writes to its parent's memory nor keeps it alive."""
+        self._lock = threading.Lock()
+        if self.fd >= 0:
+            kernel.forbid(self._address, self.capacity)
+            os.close(self.fd)
+            self.fd = -1
+        self._closed = True
+
+
+class Atlas:
+    """Reads ranges of other processes' arenas. All methods are thread-safe."""
+
+    def __init__(self) -> None:
+        self._fds: dict[int, int] = {}
+        # Guards descriptors, not maps: a descriptor that is closed while another thread maps it may be somebody else's.
+        self._lock = threading.RLock()
+        self._live: set[_Closer] = set()
+        _atlases.add(self)
+
+    def attach(self, place: int, fd: int) -> None:
+        """Makes a place's arena known. The descriptor belongs to the atlas from now on."""
+        with self._lock:
+            self.detach(place)
+            self._fds[place] = fd
+
+    def detach(self, place: int) -> None:
+        """Forgets a place; maps of its arena live on. Unknown places are ignored."""
+        with self._lock:
+            fd = self._fds.pop(place, None)
+            if fd is not None:
+                os.close(fd)
+
+    def map(
+        self, place: int, offset: int, length: int, sizes: Sequence[int], on_close: Callable[[], None]
+    ) -> list[memoryview]:
+        """Gives private, writable memory with the contents of a range; large ranges are mapped, small ones copied.
+
+        Args:
+            place: whose arena; it must be attached.
+            offset: as :meth:`Arena.put` returned it, like ``length`` and ``sizes``.
+            length: bytes.
+            sizes: of the buffers in the range.
+            on_close: called exactly once, when this process does not read the range any more: when the last view, or
+                array made of one, is gone, or before this method returns if the range was copied; never if this method
+                raises, nor in a forked child, nor for what is alive when the process ends. It may be called in any
+                thread at any moment (by the garbage collector): it must not wait for a lock; appending to a ``deque``
+                is right.
+
+        Returns:
+            One view a buffer. A forked child may read its inherited ones only while this process keeps them too.
+
+        Raises:
+            InternalError: the place is not attached.
+            OSError: no address space is left.
+        """
+        offsets, _ = layout(sizes)
+        with self._lock:
+            fd = self._fds.get(place)
+            if fd is None:
+                raise InternalError(f"the arena of place {place} is not attached")
+            copied = length <= _COPY_UP_TO
+            memory = _read(fd, offset, length) if copied else kernel.map_file(fd, offset, length, shared=False)
+        if isinstance(memory, mmap.mmap):
+            closer = _Closer(memory, _map_gone)
+            closer.live, closer.on_close = self._live, on_close
+            self._live.add(closer)
+        whole = memoryview(memory)
+        views = [whole[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
+        if copied:
+            on_close()
+        return views
+
+    def stats(self) -> dict[str, int]:
+        """How many places are attached and how many maps are alive."""
+        return {"places": len(self._fds), "maps": len(self._live)}
+
+    def close(self) -> None:
+        """Forgets every place; maps live on, and still call ``on_close``."""
+        with self._lock:
+            for place in list(self._fds):
+                self.detach(place)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: no descriptor is kept, and no ``on_close`` of the parent's is called."""
+        self._lock = threading.RLock()
+        self._live.clear()
+        self.close()
+
+
+class _Closer(weakref.ref[mmap.mmap]):
+    """Calls ``on_close`` when a map is gone. It must be kept alive itself: by ``live``."""
+
+    __slots__ = ("live", "on_close")
+
+    live: set[_Closer]
+    on_close: Callable[[], None]
+
+    # As an object of its own: two dead references to equal maps must not replace each other in a set.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def _map_gone(closer: Any) -> None:
+    closer.live.discard(closer)
+    closer.on_close()
+
+
+def _flat(buffer: Any) -> memoryview:
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _read(fd: int, offset: int, length: int) -> bytearray:
+    memory = bytearray(length)
+    if os.preadv(fd, [memory], offset) != length:
+        raise InternalError(f"a range of {length} bytes at {offset} reaches past its arena's end")
+    return memory
+
+
+def _create(capacity: int) -> tuple[int, mmap.mmap, int]:
+    """An empty memfd, a shared map of all of it, and its size: the capacity, or less where limits forbid that much."""
+    fd = os.memfd_create("headrace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    capacity = -(-capacity // PAGE) * PAGE
+    while True:
+        try:
+            # A sparse file of the final size: readers can map any offset, and nothing needs to grow.
+            os.ftruncate(fd, capacity)
+            memory = kernel.map_file(fd, 0, capacity, shared=True)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            return fd, memory, capacity
+        except OSError:
+            if capacity <= _LEAST_CAPACITY:
+                os.close(fd)
+                raise
+            capacity = capacity // 2 // PAGE * PAGE
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * PAGE
+
+
+def _forget_after_fork() -> None:
+    for arena in list(_arenas):
+        arena.forget_after_fork()
+    for atlas in list(_atlases):
+        atlas.forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
