@@ -67,6 +67,7 @@ class Machine:
         self.families: dict[Hashable, Family] = {}
         self.pool = [Slot(number) for number in range(1, cores + 1)]
         self.slots: dict[int, Slot] = {slot.id: slot for slot in self.pool}
+        self.next_slot = 1 << 20  # replacements; callers' ids are the shell's and negative
         self.busy: set[Slot] = set()
         self.workers: dict[int, Worker] = {}
         self.roomy: dict[Worker, None] = {}  # workers that are up and have room in their queue
@@ -241,9 +242,21 @@ class Machine:
         for task in job.tasks:
             if task.state != DONE:
                 task.family.pending -= 1
-            task.dependents = []  # breaks the reference cycles, so that memory goes at once and not at the next collection
+            task.dependents = []  # breaks the reference cycles, so that memory goes at once, not at the next collection
             del tasks[task.id]
             self.fetching.pop(task.id, None)
+        job.tasks = []
+        self._retire_slots(job)
+
+    def _retire_slots(self, job: Job) -> None:
+        """A thread cannot be stopped: pool slots that still run tasks of a closed job are replaced by fresh ones."""
+        for position, slot in enumerate(self.pool):
+            if slot.batch and slot.job is job:
+                self.busy.discard(slot)
+                del self.slots[slot.id]
+                self.pool[position] = fresh = Slot(self.next_slot)
+                self.slots[fresh.id] = fresh
+                self.next_slot += 1
 
     # ---- what ran in this process
 
