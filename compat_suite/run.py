@@ -1,0 +1,179 @@
+"""One pytest session of a suite on one scheduler: how it is started, bounded, cleaned up after, and read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from compat_suite import compare
+from compat_suite.recipe import Suite
+from compat_suite.venv import ROOT
+
+QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0"}
+"""The same for every scheduler: threads of a BLAS would blur the times, a window would need a display, and pytest-xdist
+wants the same order of tests in all its workers."""
+
+MARK = "COMPAT_RUN"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """What runs the graphs. ``lane`` is Headrace's, empty for dask's own."""
+
+    name: str
+    lane: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.lane}]" if self.lane else self.name
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"COMPAT_SCHEDULER": self.name} | ({"HEADRACE_LANE": self.lane} if self.lane else {})
+
+
+BASELINE = Scheduler("threads")
+STOCK_PROCESSES = Scheduler("processes")
+
+
+@dataclasses.dataclass
+class Run:
+    """What came of it.
+
+    Args:
+        wall_s: from the start of pytest to its end, imports included.
+        trouble: why the session as a whole was not in order, or nothing.
+        leftovers: command lines of processes that outlived it (and were killed).
+    """
+
+    outcomes: compare.Outcomes
+    wall_s: float
+    trouble: str = ""
+    leftovers: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Where sessions run.
+
+    Args:
+        python: interpreter of the recipe's environment.
+        output: directory for logs; a session's name is its file's name there.
+        env: of the recipe.
+        root: directory with the suites' packages; test ids are relative to it.
+    """
+
+    python: Path
+    output: Path
+    env: Mapping[str, str]
+    root: Path
+
+    def run(self, suite: Suite, scheduler: Scheduler, targets: Sequence[str], label: str = "") -> Run:
+        """Runs the targets of a suite; blocks until pytest has ended or its time is up.
+
+        Args:
+            targets: modules, packages or test ids.
+            label: tells this session's files from those of the suite's other sessions on this scheduler.
+        """
+        stem = "-".join(part for part in (suite.name, scheduler.name, scheduler.lane, label) if part)
+        scratch = self.output / stem
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        log = self.output / f"{stem}.jsonl"
+        log.unlink(missing_ok=True)
+        mark = uuid.uuid4().hex
+        env = self._environment(suite, scheduler) | {"COMPAT_LOG": str(log), MARK: mark}
+        started = time.monotonic()
+        with open(self.output / f"{stem}.txt", "wb") as output:
+            process = subprocess.Popen(
+                self._command(suite, targets, scratch), cwd=scratch, env=env, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            trouble = _wait(process, suite.timeout_s)
+        wall_s = time.monotonic() - started
+        leftovers = _kill_marked(mark)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return Run(compare.outcomes(read_log(log)), wall_s, trouble, leftovers)
+
+    def _environment(self, suite: Suite, scheduler: Scheduler) -> dict[str, str]:
+        ours = ("HEADRACE_", "DASK_", "PYTEST_", "COMPAT_")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        env |= QUIET | dict(self.env) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{self.root}"} | scheduler.env
+        return env | ({"COMPAT_REPLACE_SYNC": "1"} if suite.replace_sync else {})
+
+    def _command(self, suite: Suite, targets: Sequence[str], scratch: Path) -> list[str]:
+        (scratch / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+        command = [str(self.python), "-m", "pytest", "-c", "pytest.ini", "--rootdir", str(self.root)]
+        command += ["-p", "compat_suite.plugin", "-q", "--tb=short", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+        command += ["--timeout", str(suite.test_timeout_s), "-m", suite.markers]
+        command += ["-n", str(suite.workers)] if suite.workers else []
+        command += [f"--deselect={test}" for item in suite.deselect for test in item.tests]
+        return [*command, "--pyargs", *(_address(self.root, target) for target in targets)]
+
+
+def site_packages(python: Path) -> Path:
+    """Where the packages of an interpreter's environment are."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.check_output([str(python), "-c", code], text=True).strip())
+
+
+def read_log(log: Path) -> Iterator[dict[str, object]]:
+    """The records of a log; a last line that a kill cut short is left out."""
+    if log.exists():
+        for line in log.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+
+def _address(root: Path, target: str) -> str:
+    if "::" not in target:
+        return target
+    if "0x]" in target or "0x-" in target:  # the plugin has taken an address out of the parameters: run all of them
+        target = target.split("[")[0]
+    return str(root / target)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> str:
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"killed after {timeout_s:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return "" if code in (0, 1) else f"pytest ended with {code}"  # 1: some tests failed, which is not trouble yet
+
+
+def _kill_marked(mark: str, grace_s: float = 2.0) -> list[str]:
+    """Kills whatever still carries this run's mark in its environment; gives the command lines.
+
+    Workers notice by themselves that their owner has gone; they get a moment for that.
+    """
+    deadline = time.monotonic() + grace_s
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return list(found.values())
+
+
+def _marked(mark: str) -> dict[int, str]:
+    needle = f"{MARK}={mark}".encode()
+    found = {}
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                if needle in (directory / "environ").read_bytes().split(b"\0"):
+                    command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(directory.name)] = command.strip()[:200]
+    return found
