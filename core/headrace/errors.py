@@ -7,8 +7,11 @@ The tree has three branches, because the reader of a traceback needs to know who
     │   ├── ConfigError             a setting has a value that cannot be used
     │   ├── GraphError              the graph itself is wrong
     │   │   ├── CycleError              (also a RuntimeError)
+    │   │   ├── BadKeyError             (also a TypeError) something that cannot be a key was asked for
     │   │   └── MissingKeyError         (also a KeyError)
+    │   │       └── MissingDependencyError  (also a ValueError)
     │   └── UnpicklableError        (also a TypeError) names the path to the object
+    │       └── MustStayHere            the object must not leave this process, and a task that holds it runs here
     ├── WorkerDied              (also a RuntimeError) a worker process took its task down with it
     └── InternalError           an invariant of Headrace broke: a bug of ours
 
@@ -46,8 +49,20 @@ class MissingKeyError(GraphError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class MissingDependencyError(MissingKeyError, ValueError):
+    """A task depends on a key that nothing in the graph makes."""
+
+
+class BadKeyError(GraphError, TypeError):
+    """Something that cannot be a key (it is not hashable) was asked for."""
+
+
 class UnpicklableError(UserError, TypeError):
     """A task or its result cannot travel to another process; the message has the path to the culprit."""
+
+
+class MustStayHere(UnpicklableError):
+    """What was to be pickled means something in this process only (a lock): its task runs here, in every lane."""
 
 
 class WorkerDied(HeadraceError, RuntimeError):

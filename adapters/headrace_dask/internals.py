@@ -1,0 +1,168 @@
+"""The only module that imports dask's internals; everything that changed between dask's releases is settled here.
+
+Supported: dask 2025.1.0 (the first release whose collections all make ``dask._task_spec`` nodes) to 2026.8.0.
+
+Graph nodes are told apart by :data:`kinds`, which maps the *type* of anything that can stand in a graph to a small
+number. One look-up an argument is all that translation pays. Only dask's own types get a number of their own: a
+subclass may override how it is called, so it is left to dask to run (``OTHER_NODE``).
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+from dask import _task_spec as spec
+from dask.callbacks import local_callbacks, unpack_callbacks
+from dask.local import get_async, nested_get
+from dask.order import order
+from dask.utils import SerializableLock, ensure_dict, is_namedtuple_instance, key_split
+
+Alias = spec.Alias
+DataNode = spec.DataNode
+Dict = spec.Dict
+GraphNode = spec.GraphNode
+List = spec.List
+Set = spec.Set
+Task = spec.Task
+TaskRef = spec.TaskRef
+Tuple = spec.Tuple
+convert_legacy_graph = spec.convert_legacy_graph
+convert_legacy_task = spec.convert_legacy_task
+execute_subgraph: Callable[..., Any] = spec._execute_subgraph
+identity_cast: Callable[..., Any] = spec._identity_cast
+
+LITERAL, OBJECT, REF, ALIAS, TASK, LIST, TUPLE, SET, DICT, DATA, OTHER_NODE, LOCK = range(12)
+
+KEY_TYPES: tuple[type, ...] = tuple(
+    kind
+    for kind, sample in ((int, 1), (float, 1.5), (str, "k"), (tuple, ("k", 0)), (bytes, b"k"))
+    if isinstance(convert_legacy_task(None, sample, {sample}), GraphNode)
+)
+"""Types that a legacy graph takes for a key when an equal key exists; ``bytes`` were among them once."""
+
+_ATOMS = (
+    *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), slice, range, type),
+    *(datetime.date, datetime.datetime, datetime.timedelta, decimal.Decimal, type(len), type(lambda: 0)),
+)
+_NODES: dict[type, int] = {Alias: ALIAS, Task: TASK, List: LIST, Tuple: TUPLE, Set: SET, Dict: DICT, DataNode: DATA}
+_MANY_TYPES = 10_000
+
+
+class _Kinds(dict[type, int]):
+    """type → one of the numbers above. ``LITERAL`` is false: what stays as it is, and is known to be small or cheap."""
+
+    def __missing__(self, kind: type) -> int:
+        if len(self) > _MANY_TYPES:  # a program that makes types as it goes must not make this grow for ever
+            self.clear()
+            self.update(_FIXED)
+        code = self[kind] = _classify(kind)
+        return code
+
+
+def _classify(kind: type) -> int:
+    if issubclass(kind, GraphNode):
+        return DATA if issubclass(kind, DataNode) else OTHER_NODE
+    if issubclass(kind, TaskRef) or getattr(kind, "__dask_future__", False):
+        return REF
+    if issubclass(kind, SerializableLock) or kind.__module__ == "xarray.backends.locks":
+        return LOCK
+    return OBJECT
+
+
+_FIXED: dict[type, int] = {
+    **dict.fromkeys(_ATOMS, LITERAL),
+    **_NODES,
+    TaskRef: REF,
+    **dict.fromkeys((type(__import__("_thread").allocate_lock()), type(__import__("_thread").RLock())), LOCK),
+}
+kinds = _Kinds(_FIXED)
+
+
+def mapping_of(graph: Any) -> dict[Hashable, Any]:
+    """The low-level graph of whatever dask hands to a scheduler: a dict, a HighLevelGraph or an expression."""
+    if type(graph) is dict:
+        return graph
+    if not isinstance(graph, Mapping):
+        graph = graph.__dask_graph__()
+    mapping: dict[Hashable, Any] = ensure_dict(graph)
+    return mapping
+
+
+def flat_keys(keys: Any) -> Iterator[Any]:
+    """The keys in arbitrarily nested lists of keys, from left to right."""
+    if type(keys) is not list and not isinstance(keys, list):
+        yield keys
+        return
+    for key in keys:
+        if isinstance(key, list):
+            yield from flat_keys(key)
+        else:
+            yield key
+
+
+def literal_of(node: Any) -> Any:
+    """The value that a data node holds, or the handle of one that is kept in the store."""
+    if type(node) is DataNode:
+        return node.value
+    return node.stored if hasattr(node, "stored") else node()
+
+
+def run_node(node: Any, keys: tuple[Hashable, ...], values: list[Any]) -> Any:
+    """Runs a node that is not translated as dask itself would: called with a dict of its dependencies' values."""
+    return node(dict(zip(keys, values, strict=True)))
+
+
+def writers() -> frozenset[int]:
+    """Identities of dask's functions that write into an object handed to them, which may exist in this process only."""
+    module = sys.modules.get("dask.array.core")
+    names = ("load_store_chunk", "store_chunk", "load_chunk")
+    return frozenset(id(getattr(module, name)) for name in names if hasattr(module, name))
+
+
+__all__ = [
+    "ALIAS",
+    "DATA",
+    "DICT",
+    "KEY_TYPES",
+    "LIST",
+    "LITERAL",
+    "LOCK",
+    "OBJECT",
+    "OTHER_NODE",
+    "REF",
+    "SET",
+    "TASK",
+    "TUPLE",
+    "Alias",
+    "DataNode",
+    "Dict",
+    "GraphNode",
+    "List",
+    "SerializableLock",
+    "Set",
+    "Task",
+    "TaskRef",
+    "Tuple",
+    "convert_legacy_graph",
+    "convert_legacy_task",
+    "ensure_dict",
+    "execute_subgraph",
+    "flat_keys",
+    "get_async",
+    "identity_cast",
+    "is_namedtuple_instance",
+    "key_split",
+    "kinds",
+    "literal_of",
+    "local_callbacks",
+    "mapping_of",
+    "nested_get",
+    "order",
+    "run_node",
+    "unpack_callbacks",
+    "writers",
+]
