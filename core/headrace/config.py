@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from headrace.errors import ConfigError
@@ -23,11 +23,9 @@ def available_cores() -> int:
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()
-    except (OSError, ValueError):
+        return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or nothing that it would write
         return cores
-    if quota == "max":
-        return cores
-    return max(1, min(cores, -(-int(quota) // int(period))))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         for name in ("inline_below_s", "ahead_s", "small_bytes", "idle_timeout_s"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # so that NaN is refused too
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)!r}")
 
 
@@ -85,9 +83,10 @@ def resolve(
     environ = os.environ if environ is None else environ
     known = {field.name: field for field in dataclasses.fields(Settings)}
     found: dict[str, Any] = {}
-    sources = (
+    variables = {name: environ.get(f"HEADRACE_{name.upper()}") for name in known}
+    sources: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("argument", arguments or {}),
-        ("environment variable", {n: environ[f"HEADRACE_{n.upper()}"] for n in known if f"HEADRACE_{n.upper()}" in environ}),
+        ("environment variable", variables),
         ("setting", {name.replace("-", "_"): value for name, value in (overlay or {}).items()}),
     )
     for source, values in sources:
@@ -101,12 +100,13 @@ def resolve(
 
 def _parse(source: str, name: str, default: object, value: object) -> object:
     kind = type(default)
-    if isinstance(value, kind) or (kind is float and isinstance(value, int)):
+    if kind is not str and (isinstance(value, kind) or (kind is float and isinstance(value, int))):
         return value
-    text = str(value).strip()
     try:
-        if kind is bool:
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-        return kind(text.lower() if kind is str else text)
+        return _READERS[kind](str(value).strip().lower())
     except (KeyError, ValueError):
-        raise ConfigError(f"{source} {name} must be a {kind.__name__}, not {value!r}") from None
+        raise ConfigError(f"{source} {name} must be of type {kind.__name__}, not {value!r}") from None
+
+
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_READERS: Mapping[type, Callable[[str], object]] = {bool: _SWITCH.__getitem__, int: int, float: float, str: str}
