@@ -25,3 +25,44 @@ def run_call(call: Call, values: Mapping[int, Any]) -> Any:
             filled[position] = values[dep] if type(dep) is int else [values[d] for d in dep]  # type: ignore[union-attr]
         return fn(*filled, **kwargs) if kwargs else fn(*filled)
     return fn(*args, **kwargs) if kwargs else fn(*args)
+
+
+class Slotted:
+    """Stands in nested arguments for the value number ``number`` of a call's dependencies."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[type[Slotted], tuple[int]]:
+        return Slotted, (self.number,)
+
+
+def call_nested(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any]) -> Any:
+    """Calls ``fn`` with every :class:`Slotted` in nested lists, tuples and dicts replaced by its value."""
+    return fn(*[_fill(arg, values) for arg in args], **{name: _fill(arg, values) for name, arg in kwargs.items()})
+
+
+def _fill(obj: Any, values: list[Any]) -> Any:
+    kind = type(obj)
+    if kind is Slotted:
+        return values[obj.number]
+    if kind is list or kind is tuple:
+        return kind([_fill(item, values) for item in obj])
+    if kind is dict:
+        return {_fill(key, values): _fill(value, values) for key, value in obj.items()}
+    return obj
+
+
+def map_nested(obj: Any, replace: Callable[[Any], Any]) -> Any:
+    """Rebuilds nested lists, tuples and dicts with ``replace`` applied to everything else; shares what did not change."""
+    kind = type(obj)
+    if kind is list or kind is tuple:
+        items = [map_nested(item, replace) for item in obj]
+        return obj if all(a is b for a, b in zip(items, obj, strict=True)) else kind(items)
+    if kind is dict:
+        pairs = [(map_nested(key, replace), map_nested(value, replace)) for key, value in obj.items()]
+        same = all(k is a and v is b for (k, v), (a, b) in zip(pairs, obj.items(), strict=True))
+        return obj if same else dict(pairs)
+    return replace(obj)

@@ -1,0 +1,164 @@
+"""The inline and the threads lane: slots of this process that run batches of tasks.
+
+A slot is a thread: the caller that waits for its job (then its tasks run "inline"), or a pool thread. The two lanes share
+all code; only who runs a batch differs. A watch thread takes the rest of a batch away from a slot that is stuck in one task.
+
+    commands RunHere ──> Mailbox of the slot ──> run_batch ──> events SlotRan / TaskRaised
+                                                    ↑ pending tasks ──(stalled: watch thread)──> event SlotStalled
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter, process_time, thread_time
+from typing import Any, Protocol
+
+from headrace.sched.events import Span
+from headrace.store.pickling import estimate_size
+from headrace.task import Call
+
+STALLED_S = 0.002
+"""A batch is meant for quick tasks; one that takes this long is not, and should not keep the others waiting."""
+MEASURED_BATCH = 16
+"""In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
+
+
+class Values(Protocol):
+    """What a batch reads from and writes to: the values of one job by index, and its calls."""
+
+    base: int
+    calls: Any
+    values: dict[int, Any]
+
+    def load(self, index: int) -> Any: ...
+
+
+class Batch:
+    """The tasks a slot has been given. ``pending`` may be emptied from the right by the watch thread at any time."""
+
+    __slots__ = ("began_s", "pending", "slot")
+
+    def __init__(self, slot: int, tasks: list[int]) -> None:
+        self.slot = slot
+        self.pending = deque(tasks)
+        self.began_s = perf_counter()
+
+    def take_back(self) -> list[int]:
+        """Removes and returns what has not been started; safe from any thread, each task is returned once."""
+        taken: list[int] = []
+        try:
+            while True:
+                taken.append(self.pending.pop())
+        except IndexError:
+            return taken[::-1]
+
+
+class Failure(Exception):
+    """Carries a task's exception from the batch to the shell; never seen by users."""
+
+    def __init__(self, task: int, error: BaseException) -> None:
+        self.task = task
+        self.error = error
+
+
+def run_batch(job: Values, batch: Batch, budget_s: float) -> tuple[list[Span], Failure | None]:
+    """Runs tasks from left to right until the batch is empty, its budget is used up, or one raises.
+
+    What is left in ``batch.pending`` then has not been started. Any exception of a task, ``SystemExit`` and
+    ``KeyboardInterrupt`` included, is caught and returned: whose it is, is for the shell to decide.
+    """
+    pending, calls, values, base = batch.pending, job.calls, job.values, job.base
+    measured = len(pending) <= MEASURED_BATCH
+    spans: list[Span] = []
+    cpu = width = -1.0
+    size = -1
+    deadline = batch.began_s + budget_s
+    start = perf_counter()
+    while pending:
+        try:
+            task = pending.popleft()
+        except IndexError:  # the watch thread was quicker
+            break
+        batch.began_s = start
+        index = task - base
+        try:
+            fn, args, kwargs, holes = calls[index]
+            if holes:
+                filled = list(args)
+                for position, dep in holes:
+                    try:
+                        filled[position] = values[dep] if type(dep) is int else [values[d] for d in dep]
+                    except KeyError:
+                        filled[position] = job.load(dep) if type(dep) is int else [job.load(d) for d in dep]
+                args = filled
+            if measured:
+                cpu, width = thread_time(), process_time()
+            value = fn(*args, **kwargs) if kwargs else fn(*args)
+        except BaseException as error:
+            return spans, Failure(task, error)
+        end = perf_counter()
+        values[index] = value
+        if measured:
+            wall = end - start
+            cpu, width = thread_time() - cpu, (process_time() - width) / wall if wall > 0.0 else 1.0
+            size = estimate_size(value)
+        spans.append(Span(task, start, end - start, cpu, width, size, 0.0))
+        if end >= deadline:
+            break
+        start = end
+    return spans, None
+
+
+def run_call_of(job: Values, index: int) -> Any:
+    """Runs one task with its inputs loaded, for a second try in the caller's thread."""
+    call: Call = job.calls[index]
+    fn, args, kwargs, holes = call
+    filled = list(args)
+    for position, dep in holes:
+        filled[position] = job.load(dep) if isinstance(dep, int) else [job.load(d) for d in dep]
+    return fn(*filled, **(kwargs or {}))
+
+
+class Watch:
+    """A daemon thread that notices batches stuck in one task. Sleeps for good while no batch of several tasks runs.
+
+    Args:
+        stalled: called from the watch thread with a batch whose rest should go elsewhere.
+    """
+
+    def __init__(self, stalled: Callable[[Batch], None]) -> None:
+        self._stalled = stalled
+        self._batches: set[Batch] = set()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, batch: Batch) -> None:
+        self._batches.add(batch)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def end(self, batch: Batch) -> None:
+        self._batches.discard(batch)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._batches:
+                self._wake.clear()
+                if not self._batches:
+                    self._wake.wait()
+            if self._stop.wait(STALLED_S):
+                return
+            for batch in list(self._batches):
+                if batch.pending and perf_counter() - batch.began_s > STALLED_S:
+                    self._stalled(batch)

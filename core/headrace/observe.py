@@ -1,0 +1,280 @@
+"""Looking in: a timeline of a run, and the status of every runtime on this machine. Never changes what runs.
+
+The status crosses processes without a socket or a file: each process that has a runtime keeps a JSON text in an anonymous
+memfd, and a reader of the same user finds it as ``/proc/<pid>/fd/<n>``. So nothing listens, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from headrace.sched.policy import KIND_NAMES
+from headrace.sched.state import STATE_NAMES
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
+    from headrace.lanes.processes.lane import ProcessLane
+    from headrace.runtime import Runtime
+    from headrace.sched.machine import Machine
+    from headrace.sched.state import Task
+
+Record = tuple[Any, str, float, float]
+"""(key, place, start, duration); seconds on the machine-wide monotonic clock."""
+
+recorders: list[list[Record]] = []
+"""The timelines being recorded now. Empty nearly always, so that asking costs nothing."""
+
+STATUS_NAME = "headrace-status"
+REFRESH_S = 0.25
+SHOWN_TASKS = 50
+
+
+def record(entries: Iterable[Record]) -> None:
+    """Adds finished tasks to every timeline that is being recorded."""
+    entries = list(entries)
+    for recorder in recorders:
+        recorder.extend(entries)
+
+
+@contextmanager
+def trace(path: str | os.PathLike[str]) -> Iterator[list[Record]]:
+    """Records every task that any runtime of this process finishes meanwhile, and writes a timeline on leaving.
+
+    Args:
+        path: ``.json`` writes a trace that Perfetto and ``chrome://tracing`` open; ``.png``, ``.svg`` and ``.pdf`` a picture
+            (needs matplotlib).
+
+    Raises:
+        ValueError: any other suffix; at once, before anything runs.
+    """
+    target = Path(path)
+    if target.suffix not in (".json", ".png", ".svg", ".pdf"):
+        raise ValueError(f"a trace is written as .json, .png, .svg or .pdf, not {target.name!r}")
+    entries: list[Record] = []
+    recorders.append(entries)
+    try:
+        yield entries
+    finally:
+        # By identity: two timelines with equal entries are still two.
+        recorders[:] = [recorder for recorder in recorders if recorder is not entries]
+        if target.suffix == ".json":
+            target.write_text(json.dumps(_chrome(entries)))
+        else:
+            _draw(entries, target)
+
+
+def _group(key: Any) -> str:
+    name = key[0] if isinstance(key, tuple) and key else key
+    return str(name).rsplit("-", 1)[0]
+
+
+def _chrome(entries: list[Record]) -> dict[str, Any]:
+    places = {place: number for number, place in enumerate(sorted({entry[1] for entry in entries}), 1)}
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": number, "args": {"name": place}}
+        for place, number in places.items()
+    ]
+    events += [
+        {
+            "ph": "X",
+            "name": _group(key),
+            "cat": "task",
+            "pid": 1,
+            "tid": places[place],
+            "ts": start * 1e6,
+            "dur": duration * 1e6,
+            "args": {"key": str(key)},
+        }
+        for key, place, start, duration in entries
+    ]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _draw(entries: list[Record], target: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(f"a timeline as {target.suffix} needs matplotlib; write .json, or install matplotlib") from None
+    places = sorted({entry[1] for entry in entries})
+    groups = sorted({_group(entry[0]) for entry in entries})
+    first = min((entry[2] for entry in entries), default=0.0)
+    figure = Figure(figsize=(12, 1.5 + 0.4 * len(places)), layout="constrained")
+    axes = figure.subplots()
+    for number, group in enumerate(groups):
+        spans: dict[str, list[tuple[float, float]]] = {}
+        for key, place, start, duration in entries:
+            if _group(key) == group:
+                spans.setdefault(place, []).append((start - first, duration))
+        for place, bars in spans.items():
+            label = group if place == min(spans) and number < 20 else None
+            axes.broken_barh(bars, (places.index(place) - 0.4, 0.8), facecolors=f"C{number % 10}", label=label)
+    axes.set_yticks(range(len(places)), places)
+    axes.set_xlabel("seconds")
+    if groups:
+        figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    figure.savefig(target, dpi=120)
+
+
+# ---- status
+
+
+def status(
+    machine: Machine, settings: Settings, key_of: Callable[[int], str], lane: ProcessLane | None
+) -> dict[str, Any]:
+    """What runs where, what each waiting task waits for, and what the store holds. Called under the runtime's lock."""
+    tasks = list(machine.tasks.values())
+    counts = dict.fromkeys(STATE_NAMES, 0)
+    for task in tasks:
+        counts[STATE_NAMES[task.state]] += 1
+    return {
+        "pid": os.getpid(),
+        "settings": {"lane": settings.lane, "num_workers": settings.num_workers},
+        "jobs": [
+            {"job": job.id, "lane": job.lane, "tasks": len(job.tasks), "wanted": job.open}
+            for job in machine.jobs.values()
+            if not job.futures or job.open
+        ],
+        "slots": [
+            {"slot": slot.id, "runs": [key_of(task.id) for task in slot.batch[:SHOWN_TASKS]]}
+            for slot in machine.slots.values()
+        ],
+        "workers": [
+            {
+                "worker": worker.id,
+                "up": worker.up,
+                "queued": len(worker.queue),
+                "runs": next((key_of(number) for number in worker.queue), None),
+                "holds": len(worker.holds),
+            }
+            for worker in machine.workers.values()
+        ],
+        "tasks": counts,
+        "waiting": [
+            {"task": key_of(task.id), "state": STATE_NAMES[task.state], "for": _reason(task, key_of)}
+            for task in tasks
+            if STATE_NAMES[task.state] in ("waiting", "ready", "fetching")
+        ][:SHOWN_TASKS],
+        "families": [
+            {"family": str(f.name), "kind": KIND_NAMES[f.kind], "runs": f.runs, "seconds": f.wall_s, "pending": f.pending}
+            for f in machine.families.values()
+        ][-SHOWN_TASKS:],
+        "store": lane.status() if lane is not None else [],
+    }
+
+
+def _reason(task: Task, key_of: Callable[[int], str]) -> str:
+    state = STATE_NAMES[task.state]
+    if state == "ready":
+        return "a free slot or worker"
+    if state == "fetching":
+        return "inputs that another process is putting into shared memory"
+    missing = [dep for dep in task.deps if STATE_NAMES[dep.state] != "done"]
+    return ", ".join(key_of(dep.id) for dep in missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+
+
+class _Page:
+    """Publishes the status of this process's runtimes; its thread sleeps while nothing runs."""
+
+    def __init__(self) -> None:
+        self.runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._fd = -1
+
+    def touch(self) -> None:
+        """Something runs: publish until it is over."""
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._fd = os.memfd_create(STATUS_NAME, os.MFD_CLOEXEC)
+                    self._thread = threading.Thread(target=self._run, name="headrace-status", daemon=True)
+                    self._thread.start()
+        self._wake.set()
+
+    def close(self) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+            fd, self._fd = self._fd, -1
+            self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2.0)
+        if fd >= 0:
+            os.close(fd)
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        pause = threading.Event()
+        while self._thread is me:
+            self._wake.wait()
+            self._wake.clear()
+            pause.wait(REFRESH_S)
+            states = [runtime.status() for runtime in list(self.runtimes)]
+            if any(state["jobs"] for state in states):
+                self._wake.set()
+            text = json.dumps(states).encode()
+            with self._lock:
+                if self._fd >= 0:
+                    os.ftruncate(self._fd, 0)
+                    os.pwrite(self._fd, text, 0)
+
+
+_page = _Page()
+
+
+def register(runtime: Runtime) -> None:
+    _page.runtimes.add(runtime)
+
+
+def unregister(runtime: Runtime) -> None:
+    _page.runtimes.discard(runtime)
+    if not _page.runtimes:
+        _page.close()
+
+
+def touch() -> None:
+    _page.touch()
+
+
+def forget() -> None:
+    """In a forked child: the parent's page and thread are not ours."""
+    global _page
+    _page = _Page()
+
+
+def read_status(timeout_s: float = 1.0) -> list[dict[str, Any]]:
+    """The published states of all runtimes of this user on this machine, one entry a runtime.
+
+    Blocks for at most ``timeout_s`` for a page that is just being rewritten.
+    """
+    found = []
+    for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                path = f"/proc/{pid}/fd/{fd}"
+                if os.readlink(path).startswith(f"/memfd:{STATUS_NAME}"):
+                    found += _read_page(path, timeout_s)
+        except OSError:
+            continue  # gone meanwhile, or another user's
+    return found
+
+
+def _read_page(path: str, timeout_s: float) -> list[dict[str, Any]]:
+    deadline = perf_counter() + timeout_s
+    while perf_counter() < deadline:
+        with open(path, "rb") as file:
+            text = file.read()
+        try:
+            states: list[dict[str, Any]] = json.loads(text)
+            return states
+        except ValueError:
+            threading.Event().wait(0.01)
+    return []
