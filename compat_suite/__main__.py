@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         python = options.python or venv.provide(recipe.requirements, options.venvs / recipe.name)
         root = Path(recipe.root) if recipe.root else site_packages(python)
-        bench = Bench(python, options.output.absolute() / recipe.name, recipe.env, root)
+        bench = Bench(python, options.output.absolute() / recipe.name, recipe.env, root, options.reuse_baseline)
         verdicts += run_recipe(recipe, bench, options.lane or recipes.LANES, short, options.suite, _say)
     report(verdicts)
     return 0 if verdicts and not any(verdict.faults for verdict in verdicts) else 1
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", action="append", default=[], help="name of a suite (repeatable)")
     parser.add_argument("--lane", action="append", default=[], choices=recipes.LANES, help="default: all")
     parser.add_argument("--python", type=Path, help="run in this interpreter's environment; nothing is installed")
+    parser.add_argument(
+        "--reuse-baseline", action="store_true", help="read stock schedulers' runs from --output if they are there"
+    )
     parser.add_argument("--venvs", type=Path, default=venv.ROOT / ".cache" / "compat", help="where environments live")
     parser.add_argument("--output", type=Path, default=venv.ROOT / "out" / "compat", help="where logs are written")
     parser.add_argument("--recipes", type=Path, default=Path(__file__).parent / "recipes", help="where recipes are")

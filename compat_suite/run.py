@@ -69,32 +69,49 @@ class Bench:
         output: directory for logs; a session's name is its file's name there.
         env: of the recipe.
         root: directory with the suites' packages; test ids are relative to it.
+        reuse: take earlier runs of stock schedulers from ``output``.
     """
 
     python: Path
     output: Path
     env: Mapping[str, str]
     root: Path
+    reuse: bool = False
 
     def run(self, suite: Suite, scheduler: Scheduler, targets: Sequence[str], label: str = "") -> Run:
         """Runs the targets of a suite; blocks until pytest has ended or its time is up.
+
+        With ``reuse``, a run of a stock scheduler that was asked for in the same words is read from its log instead.
 
         Args:
             targets: modules, packages or test ids.
             label: tells this session's files from those of the suite's other sessions on this scheduler.
         """
         stem = "-".join(part for part in (suite.name, scheduler.name, scheduler.lane, label) if part)
-        scratch = self.output / stem
+        log = self.output / f"{stem}.jsonl"
+        summary = self.output / f"{stem}.json"
+        asked = [self._command(suite, targets), suite.replace_sync, dict(self.env)]
+        if self.reuse and not scheduler.lane and summary.exists():
+            kept = json.loads(summary.read_text())
+            if kept["asked"] == asked:
+                return Run(compare.outcomes(read_log(log)), kept["wall_s"], kept["trouble"], kept["leftovers"])
+        summary.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+        run = self._run(suite, scheduler, targets, self.output / stem, log)
+        kept = {"wall_s": run.wall_s, "trouble": run.trouble, "leftovers": run.leftovers, "asked": asked}
+        summary.write_text(json.dumps(kept))
+        return run
+
+    def _run(self, suite: Suite, scheduler: Scheduler, targets: Sequence[str], scratch: Path, log: Path) -> Run:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        log = self.output / f"{stem}.jsonl"
-        log.unlink(missing_ok=True)
+        (scratch / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
         mark = uuid.uuid4().hex
         env = self._environment(suite, scheduler) | {"COMPAT_LOG": str(log), MARK: mark}
         started = time.monotonic()
-        with open(self.output / f"{stem}.txt", "wb") as output:
+        with open(log.with_suffix(".txt"), "wb") as output:
             process = subprocess.Popen(
-                self._command(suite, targets, scratch), cwd=scratch, env=env, stdin=subprocess.DEVNULL,
+                self._command(suite, targets), cwd=scratch, env=env, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             trouble = _wait(process, suite.timeout_s)
@@ -109,8 +126,7 @@ class Bench:
         env |= QUIET | dict(self.env) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{self.root}"} | scheduler.env
         return env | ({"COMPAT_REPLACE_SYNC": "1"} if suite.replace_sync else {})
 
-    def _command(self, suite: Suite, targets: Sequence[str], scratch: Path) -> list[str]:
-        (scratch / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+    def _command(self, suite: Suite, targets: Sequence[str]) -> list[str]:
         command = [str(self.python), "-m", "pytest", "-c", "pytest.ini", "--rootdir", str(self.root)]
         command += ["-p", "compat_suite.plugin", "-q", "--tb=short", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
         command += ["--timeout", str(suite.test_timeout_s), "-m", suite.markers]

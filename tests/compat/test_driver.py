@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +11,17 @@ import pytest
 
 from compat_suite import __main__ as command
 from compat_suite.recipe import Suite
-from compat_suite.run import BASELINE, STOCK_PROCESSES, Bench
+from compat_suite.run import BASELINE, Bench
 
-pytest.importorskip("dask.array")
+pytest.importorskip("dask.bag")
 
 FAKE = """
 import os
 
 import dask
-import dask.array as da
+import dask.bag as db
 import pytest
-from dask.array.utils import assert_eq
+from dask.bag.utils import assert_eq
 
 
 def name():
@@ -32,7 +33,7 @@ def test_default():
 
 
 def test_assert_eq():
-    assert_eq(da.ones(4, chunks=2) + 1, da.full(4, 2.0, chunks=2))
+    assert_eq(db.range(4, npartitions=2), db.from_sequence(range(4), npartitions=2))
 
 
 def test_its_own_choice():
@@ -119,7 +120,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_one_session_is_read_completely(bench: Bench) -> None:
     suite = Suite("fake", ("fake_suite.test_fake",))
-    run = bench.run(suite, STOCK_PROCESSES, suite.targets)
+    run = bench.run(suite, BASELINE, suite.targets)
     assert run.trouble == ""
     assert list(run.leftovers) == []
     assert run.wall_s > 0
@@ -132,14 +133,12 @@ def test_one_session_is_read_completely(bench: Bench) -> None:
         "test_finds_the_config_as_it_should_be": "passed",
         "test_with_an_address[value0]": "passed",
         "test_fails_everywhere": "failed",
-        "test_only_in_this_process": "failed",
+        "test_only_in_this_process": "passed",
     }
-    assert by_name["test_default"].graphs == {"processes": 1}
+    assert by_name["test_default"].graphs == {"threads": 1}
     assert by_name["test_its_own_choice"].graphs == {"sync": 1}
-    assert by_name["test_finds_the_config_as_it_should_be"].graphs == {"processes": 1}
-    assert by_name["test_assert_eq"].graphs["processes"] >= 2, (
-        "assert_eq computes both sides on the scheduler under test"
-    )
+    assert by_name["test_finds_the_config_as_it_should_be"].graphs == {"threads": 1}
+    assert by_name["test_assert_eq"].graphs["threads"] >= 2, "assert_eq computes both sides on the scheduler under test"
     assert "sync" not in by_name["test_assert_eq"].graphs
     assert "assert 0" in by_name["test_fails_everywhere"].error
 
@@ -155,6 +154,17 @@ def test_single_tests_can_be_run_again_by_their_ids(bench: Bench) -> None:
     suite = Suite("fake", ("fake_suite.test_fake",))
     wanted = ["fake_suite/test_fake.py::test_fails_everywhere"]
     assert list(bench.run(suite, BASELINE, wanted, "again").outcomes) == wanted
+
+
+def test_a_run_of_a_stock_scheduler_can_be_reused(bench: Bench) -> None:
+    suite = Suite("fake", ("fake_suite.test_fake",))
+    wanted = ["fake_suite/test_fake.py::test_with_an_address"]
+    again = dataclasses.replace(bench, reuse=True)
+    first = bench.run(suite, BASELINE, wanted)
+    assert again.run(suite, BASELINE, wanted) == first
+    other = again.run(suite, BASELINE, ["fake_suite/test_fake.py::test_changes_the_config_for_good"])
+    assert len(other.outcomes) == 1
+    assert other.outcomes.keys() != first.outcomes.keys()
 
 
 def test_a_crash_and_what_it_leaves_behind_are_seen(bench: Bench) -> None:
