@@ -19,10 +19,10 @@ from headrace.sched.events import Span
 from headrace.store.pickling import estimate_size
 from headrace.task import Call
 
-STALLED_S = 0.002
-"""A batch is meant for quick tasks; one that takes this long is not, and should not keep the others waiting."""
 MEASURED_BATCH = 16
 """In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
+STALLED_S, OUTLIER_S = 0.002, 0.02
+"""A task of an unknown family that takes this long should not keep the others waiting, nor an outlier of a quick one."""
 
 
 class Values(Protocol):
@@ -38,11 +38,12 @@ class Values(Protocol):
 class Batch:
     """The tasks a slot has been given. ``pending`` may be emptied from the right by the watch thread at any time."""
 
-    __slots__ = ("began_s", "pending", "slot")
+    __slots__ = ("began_s", "patience_s", "pending", "slot")
 
     def __init__(self, slot: int, tasks: list[int]) -> None:
         self.slot = slot
         self.pending = deque(tasks)
+        self.patience_s = STALLED_S if len(tasks) <= MEASURED_BATCH else OUTLIER_S
         self.began_s = perf_counter()
 
     def take_back(self) -> list[int]:
@@ -160,5 +161,5 @@ class Watch:
             if self._stop.wait(STALLED_S):
                 return
             for batch in list(self._batches):
-                if batch.pending and perf_counter() - batch.began_s > STALLED_S:
+                if batch.pending and perf_counter() - batch.began_s > batch.patience_s:
                     self._stalled(batch)

@@ -98,7 +98,7 @@ class Family:
 
     def stalled(self) -> None:
         """A first task is still running: whatever it is, it is not quick."""
-        if self.kind in (UNKNOWN, QUICK):
+        if self.kind == UNKNOWN:
             self.kind = FREE
 
     def moving_pays(self, workers_up: bool, cores: int) -> bool:
