@@ -38,7 +38,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 test-oldest: $(VENV_OLDEST)/.test
-	$(VENV_OLDEST)/bin/python -m pytest -m "not installs" -o cache_dir=.cache/pytest-oldest $(TEST_ARGS)
+	$(VENV_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-oldest $(TEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(RUFF_PATHS)
