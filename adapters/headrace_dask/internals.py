@@ -9,17 +9,18 @@ subclass may override how it is called, so it is left to dask to run (``OTHER_NO
 
 from __future__ import annotations
 
+import _thread
 import datetime
 import decimal
+import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from dask import _task_spec as spec
 from dask.callbacks import local_callbacks, unpack_callbacks
-from dask.local import get_async, nested_get
-from dask.order import order
-from dask.utils import SerializableLock, ensure_dict, is_namedtuple_instance, key_split
+from dask.local import finish_task, nested_get, start_state_from_dask
+from dask.utils import SerializableLock, ensure_dict, key_split
 
 Alias = spec.Alias
 DataNode = spec.DataNode
@@ -49,6 +50,8 @@ _ATOMS = (
     *(datetime.date, datetime.datetime, datetime.timedelta, decimal.Decimal, type(len), type(lambda: 0)),
 )
 _NODES: dict[type, int] = {Alias: ALIAS, Task: TASK, List: LIST, Tuple: TUPLE, Set: SET, Dict: DICT, DataNode: DATA}
+_XARRAY_LOCKS = {("xarray.backends.locks", name) for name in ("SerializableLock", "CombinedLock")}
+_STATE_TAKES_KEYS = "keys" in inspect.signature(start_state_from_dask).parameters
 _MANY_TYPES = 10_000
 
 
@@ -68,7 +71,7 @@ def _classify(kind: type) -> int:
         return DATA if issubclass(kind, DataNode) else OTHER_NODE
     if issubclass(kind, TaskRef) or getattr(kind, "__dask_future__", False):
         return REF
-    if issubclass(kind, SerializableLock) or kind.__module__ == "xarray.backends.locks":
+    if issubclass(kind, SerializableLock) or (kind.__module__, kind.__name__) in _XARRAY_LOCKS:
         return LOCK
     return OBJECT
 
@@ -77,7 +80,7 @@ _FIXED: dict[type, int] = {
     **dict.fromkeys(_ATOMS, LITERAL),
     **_NODES,
     TaskRef: REF,
-    **dict.fromkeys((type(__import__("_thread").allocate_lock()), type(__import__("_thread").RLock())), LOCK),
+    **dict.fromkeys((type(_thread.allocate_lock()), type(_thread.RLock())), LOCK),
 }
 kinds = _Kinds(_FIXED)
 
@@ -104,16 +107,61 @@ def flat_keys(keys: Any) -> Iterator[Any]:
             yield key
 
 
+class StoredNode(spec.DataNode):  # type: ignore[misc]
+    """A data node whose value is in the store: ours take the handle, every other scheduler reads the value."""
+
+    __slots__ = ("stored",)
+
+    def __init__(self, key: Hashable, stored: Any) -> None:
+        for name, value in (("key", key), ("stored", stored), ("typ", object), ("_dependencies", frozenset())):
+            setattr(self, name, value)
+
+    @property
+    def value(self) -> Any:
+        """The value itself."""
+        return self.stored.result()
+
+    def copy(self) -> StoredNode:
+        """A node of the same value."""
+        return StoredNode(self.key, self.stored)
+
+    def substitute(self, subs: Any, key: Any = None) -> StoredNode:
+        """This node, under another key if one is given."""
+        return self if key is None or key == self.key else StoredNode(key, self.stored)
+
+    def __reduce__(self) -> Any:
+        return DataNode, (self.key, self.value)
+
+    def __repr__(self) -> str:
+        return f"StoredNode({self.key!r})"
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, self.key  # the key of a collection names its contents
+
+
 def literal_of(node: Any) -> Any:
     """The value that a data node holds, or the handle of one that is kept in the store."""
     if type(node) is DataNode:
         return node.value
-    return node.stored if hasattr(node, "stored") else node()
+    return node.stored if type(node) is StoredNode else node()
 
 
 def run_node(node: Any, keys: tuple[Hashable, ...], values: list[Any]) -> Any:
     """Runs a node that is not translated as dask itself would: called with a dict of its dependencies' values."""
     return node(dict(zip(keys, values, strict=True)))
+
+
+def start_state(dsk: dict[Any, Any], cache: Any, priorities: dict[Any, int], keys: list[Any]) -> dict[str, Any]:
+    """The state dict of ``dask.local`` for a graph that is about to start; all of ``dsk`` is needed."""
+    wanted = {"keys": keys} if _STATE_TAKES_KEYS else {}
+    state: dict[str, Any] = start_state_from_dask(dsk, cache=cache, sortkey=priorities.get, **wanted)
+    return state
+
+
+def ignores_values(posttask: Any) -> bool:
+    """Whether a ``posttask`` callback is known not to look at the value, which then need not be brought here."""
+    owner = type(getattr(posttask, "__self__", None))
+    return owner.__module__ == "dask.diagnostics.profile" and owner.__name__ == "Profiler"
 
 
 def writers() -> frozenset[int]:
@@ -144,6 +192,7 @@ __all__ = [
     "List",
     "SerializableLock",
     "Set",
+    "StoredNode",
     "Task",
     "TaskRef",
     "Tuple",
@@ -151,18 +200,18 @@ __all__ = [
     "convert_legacy_task",
     "ensure_dict",
     "execute_subgraph",
+    "finish_task",
     "flat_keys",
-    "get_async",
     "identity_cast",
-    "is_namedtuple_instance",
+    "ignores_values",
     "key_split",
     "kinds",
     "literal_of",
     "local_callbacks",
     "mapping_of",
     "nested_get",
-    "order",
     "run_node",
+    "start_state",
     "unpack_callbacks",
     "writers",
 ]
