@@ -83,7 +83,7 @@ def cloud_dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> by
 
     file = io.BytesIO()
     pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=callback)
-    pickler.dispatch_table = _dispatch_table() | cloudpickle.Pickler._dispatch_table
+    pickler.dispatch_table = _dispatch_table() | dict(cloudpickle.Pickler.dispatch_table) | _reducers
     pickler.dump(obj)
     return file.getvalue()
 

@@ -44,11 +44,16 @@ _GIL_FREE_FROM: Final = 256 * 1024
 _WRITE_MOST: Final = 1 << 30
 """One write moves at most 2 GiB."""
 
+_MOST_MAPS: Final = 16 * 1024
+"""With this many maps alive ranges are copied: the kernel allows a process 65,530 (vm.max_map_count) for everything."""
+
 _LEAST_CAPACITY: Final = 64 << 20
 """Limits on address space or file size shrink an arena, but not below this."""
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 _atlases: weakref.WeakSet[Atlas] = weakref.WeakSet()
+_live: set[_Closer] = set()
+"""One for every map of this process. It outlives its atlas, as maps do."""
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -256,7 +261,6 @@ class Atlas:
         self._fds: dict[int, int] = {}
         # Guards descriptors, not maps: a descriptor that is closed while another thread maps it may be somebody else's.
         self._lock = threading.RLock()
-        self._live: set[_Closer] = set()
         _atlases.add(self)
 
     def attach(self, place: int, fd: int) -> None:
@@ -300,12 +304,12 @@ class Atlas:
             fd = self._fds.get(place)
             if fd is None:
                 raise InternalError(f"the arena of place {place} is not attached")
-            copied = length <= _COPY_UP_TO
+            copied = length <= _COPY_UP_TO or len(_live) >= _MOST_MAPS
             memory = _read(fd, offset, length) if copied else kernel.map_file(fd, offset, length, shared=False)
         if isinstance(memory, mmap.mmap):
             closer = _Closer(memory, _map_gone)
-            closer.live, closer.on_close = self._live, on_close
-            self._live.add(closer)
+            closer.on_close = on_close
+            _live.add(closer)
         whole = memoryview(memory)
         views = [whole[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
         if copied:
@@ -313,8 +317,8 @@ class Atlas:
         return views
 
     def stats(self) -> dict[str, int]:
-        """How many places are attached and how many maps are alive."""
-        return {"places": len(self._fds), "maps": len(self._live)}
+        """How many places are attached, and how many maps are alive in this process."""
+        return {"places": len(self._fds), "maps": len(_live)}
 
     def close(self) -> None:
         """Forgets every place; maps live on, and still call ``on_close``."""
@@ -329,16 +333,14 @@ class Atlas:
     def forget_after_fork(self) -> None:
         """In a forked child: no descriptor is kept, and no ``on_close`` of the parent's is called."""
         self._lock = threading.RLock()
-        self._live.clear()
         self.close()
 
 
 class _Closer(weakref.ref[mmap.mmap]):
-    """Calls ``on_close`` when a map is gone. It must be kept alive itself: by ``live``."""
+    """Calls ``on_close`` when a map is gone. It must be kept alive itself: by ``_live``."""
 
-    __slots__ = ("live", "on_close")
+    __slots__ = ("on_close",)
 
-    live: set[_Closer]
     on_close: Callable[[], None]
 
     # As an object of its own: two dead references to equal maps must not replace each other in a set.
@@ -347,7 +349,7 @@ class _Closer(weakref.ref[mmap.mmap]):
 
 
 def _map_gone(closer: Any) -> None:
-    closer.live.discard(closer)
+    _live.discard(closer)
     closer.on_close()
 
 
@@ -386,6 +388,7 @@ def _physical_memory() -> int:
 
 
 def _forget_after_fork() -> None:
+    _live.clear()
     for arena in list(_arenas):
         arena.forget_after_fork()
     for atlas in list(_atlases):
