@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 RUFF_PATHS := core adapters tests examples compat_suite
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-oldest check compat bench format clean
+.PHONY: help demo test test-oldest check check-format check-lint check-types check-imports compat bench format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,11 +40,19 @@ test: $(VENV)/.dev
 test-oldest: $(VENV_OLDEST)/.test
 	$(VENV_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-oldest $(TEST_ARGS)
 
-check: $(VENV)/.dev
+check: check-format check-lint check-types check-imports
+
+check-format: $(VENV)/.dev
 	$(BIN)/ruff format --check $(RUFF_PATHS)
+
+check-lint: $(VENV)/.dev
 	$(BIN)/ruff check $(RUFF_PATHS)
+
+check-types: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-imports: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 compat: $(VENV)/.dev
