@@ -1,0 +1,101 @@
+"""How an exception travels from a worker to the owner, whatever it is made of.
+
+A *failure* is a plain tuple, safe to marshal: the pickled exception (``None`` if that did not work), its type's name,
+its text, the names of its built-in base classes (nearest first), the traceback as text, why it was not pickled.
+
+The worker unpickles what it has pickled before it sends it: an exception whose unpickling crashes shall take down the
+worker, not the owner.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import TypeAlias
+
+from headrace.errors import RemoteTraceback
+from headrace.store.pickling import pack, unpack
+
+Failure: TypeAlias = tuple["tuple[bytes, list[bytes]] | None", str, str, list[str], str, str]
+
+
+def describe_failure(error: BaseException, skip_frames: int = 0) -> Failure:
+    """Makes a failure of an exception that was just caught.
+
+    Args:
+        error: with its traceback.
+        skip_frames: how many outermost frames belong to Headrace and say nothing to the user.
+    """
+    kind = type(error)
+    module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+    name = module + kind.__qualname__
+    bases = [base.__name__ for base in kind.__mro__ if base.__module__ == "builtins" and base is not object]
+    text = format_traceback(error, skip_frames)
+    pickled, reason = None, ""
+    try:
+        packed = pack(error, "exception")
+        pickled = (packed.data, [bytes(buffer) for buffer in packed.buffers])
+        _load(pickled)
+    except BaseException as problem:
+        pickled, reason = None, _say(problem)
+    return pickled, name, _text(error), bases, text, reason
+
+
+def revive_failure(failure: Failure) -> BaseException:
+    """Gives the exception itself, or a substitute that says what it was; its cause is the remote traceback."""
+    pickled, name, text, bases, trace, reason = failure
+    error: BaseException | None = None
+    if pickled is not None:
+        try:
+            error = _load(pickled)
+        except BaseException as problem:
+            reason = _say(problem)
+    if error is None:
+        error = _substitute(bases, f"{name}: {text} (the exception itself could not be brought here: {reason})")
+    error.__cause__ = RemoteTraceback(trace)
+    return error
+
+
+def format_traceback(error: BaseException, skip_frames: int = 0) -> str:
+    """The traceback as Python prints it, causes included."""
+    import traceback
+
+    frame = error.__traceback__
+    while skip_frames and frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+        skip_frames -= 1
+    try:
+        return "".join(traceback.format_exception(type(error), error, frame))
+    except Exception as problem:  # formatting runs the user's __str__ and looks into the user's source files
+        return f"{type(error).__name__} (its traceback could not be formatted: {_say(problem)})\n"
+
+
+def _load(pickled: tuple[bytes, list[bytes]]) -> BaseException:
+    data, buffers = pickled
+    error = unpack(data, [bytearray(buffer) for buffer in buffers])
+    if not isinstance(error, BaseException):
+        raise TypeError(f"it became a {type(error).__name__} when unpickled")
+    return error
+
+
+def _substitute(bases: list[str], message: str) -> BaseException:
+    """The nearest built-in base class that takes one text, so that the caller's ``except`` clauses still fit."""
+    for name in bases:
+        kind = getattr(builtins, name, None)
+        try:
+            error = kind(message)  # type: ignore[misc]
+        except Exception:
+            continue
+        if isinstance(error, BaseException):
+            return error
+    return RuntimeError(message)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return "<its text cannot be made>"
+
+
+def _say(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_text(error)}"

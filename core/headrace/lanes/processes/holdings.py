@@ -1,0 +1,229 @@
+"""What a worker holds: values of tasks, its own arena, and maps of the others'.
+
+Values come in two ways: the main thread stores what it has computed, the io thread stores what the owner sends. The
+latter are not unpickled before a task asks for them, so that what goes wrong there can be laid to that task.
+
+Invariants: a segment (place, offset) that was sent here is reported in ``closed`` exactly once, when its map is gone or
+when it is dropped unread; a value that was dropped while its task was still to run is never stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from headrace.lanes.processes.wire import Parcel
+from headrace.store.pickling import Packed, pack, unpack
+from headrace.store.segments import Arena, Atlas
+
+_MISSING: Final = object()
+
+
+class NotHereError(Exception):
+    """A task needs a value that this worker does not hold: the task that makes it has failed or was taken back."""
+
+
+class _Unopened:
+    """A value as it came, not unpickled yet."""
+
+    __slots__ = ("parcel",)
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.parcel = parcel
+
+
+class _Broken:
+    """A value whose unpickling failed: it fails for every task that asks."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Holdings:
+    """The values of one worker. Thread-safe, except that only one thread unpickles.
+
+    Args:
+        place: the worker's number.
+        announce: called with the descriptor of the arena once there is one, before its first segment is named.
+    """
+
+    def __init__(self, place: int, announce: Callable[[int], None]) -> None:
+        self._place = place
+        self._small_bytes = 0
+        self._announce = announce
+        self._values: dict[int, Any] = {}
+        self._unwanted: set[int] = set()
+        self._lock = threading.Lock()
+        self._arena: Arena | None = None
+        self._atlas = Atlas()
+        self.closed: deque[tuple[int, int]] = deque()
+
+    def set_small_bytes(self, small_bytes: int) -> None:
+        """What is larger goes through shared memory."""
+        self._small_bytes = small_bytes
+
+    def store(self, task: int, value: Any) -> None:
+        """Keeps a result, unless it was dropped before it was there."""
+        with self._lock:
+            if self._unwanted and task in self._unwanted:
+                self._unwanted.remove(task)
+            else:
+                self._values[task] = value
+
+    def receive(self, task: int, plain: bool, value: Any) -> None:
+        """Keeps what the owner sent: a value, or the parcel of one."""
+        with self._lock:
+            self._values[task] = value if plain else _Unopened(value)
+
+    def get(self, task: int) -> Any:
+        """The value of a task.
+
+        Raises:
+            NotHereError: it is not here.
+            BaseException: whatever its unpickling raises.
+        """
+        value = self._values.get(task, _MISSING)
+        kind = type(value)
+        if kind is _Unopened:
+            return self._open_value(task, value)
+        if value is _MISSING:
+            raise NotHereError(task)
+        if kind is _Broken:
+            raise value.error
+        return value
+
+    def _open_value(self, task: int, unopened: _Unopened) -> Any:
+        with self._lock:
+            # Whoever takes it out of the dict answers for its segment.
+            if self._values.get(task) is not unopened:
+                raise NotHereError(task)
+            self._values[task] = _MISSING
+        value: Any
+        try:
+            value = self.open(unopened.parcel)
+        except BaseException as error:
+            value = _Broken(error)
+        with self._lock:
+            if task in self._values:
+                self._values[task] = value
+        if type(value) is _Broken:
+            raise value.error
+        return value
+
+    def open(self, parcel: Parcel) -> Any:
+        """Unpickles a parcel. The answer to its sending is taken care of, also if this raises."""
+        if type(parcel) is bytes:
+            return unpack(parcel)
+        if len(parcel) == 2:
+            data, buffers = parcel
+            return unpack(data, [bytearray(buffer) for buffer in buffers])
+        data, place, offset, length, sizes = parcel
+        report = functools.partial(self.closed.append, (place, offset))
+        try:
+            views = self._atlas.map(place, offset, length, sizes, report)
+        except BaseException:
+            report()
+            raise
+        if data is None:
+            data = views.pop(0)
+        return unpack(data, views)
+
+    def drop(self, tasks: Iterable[int], to_come: Callable[[int], bool]) -> None:
+        """Forgets values, also of tasks that are still ``to_come``."""
+        gone = []  # freed outside of the lock: finalizers are somebody else's code
+        with self._lock:
+            for task in tasks:
+                value = self._values.pop(task, _MISSING)
+                gone.append(value)
+                if type(value) is _Unopened:
+                    self._answer(value.parcel)
+                elif value is _MISSING and to_come(task):
+                    self._unwanted.add(task)
+
+    def expect_no_more(self, tasks: Iterable[int]) -> None:
+        """These tasks will not run here after all."""
+        with self._lock:
+            self._unwanted.difference_update(tasks)
+
+    def _answer(self, parcel: Parcel) -> None:
+        if type(parcel) is not bytes and len(parcel) == 5:
+            self.closed.append((parcel[1], parcel[2]))
+
+    def publish(self, task: int) -> tuple[Parcel, bool]:
+        """Makes a value readable for everybody.
+
+        Returns:
+            Its parcel, and whether this worker reads the value from there itself from now on (which is a sending).
+
+        Raises:
+            NotHereError: it is not here.
+            UnpicklableError: it cannot be pickled.
+        """
+        value = self.get(task)
+        packed = pack(value, "result")
+        parcel = self.wrap(packed)
+        return parcel, self._exchange(task, packed, parcel)
+
+    def publish_new(self, task: int, value: Any, packed: Packed) -> tuple[Parcel, bool]:
+        """Stores and publishes a result at once; see :meth:`publish`."""
+        parcel = self.wrap(packed)
+        self.store(task, value)
+        return parcel, self._exchange(task, packed, parcel)
+
+    def wrap(self, packed: Packed) -> Parcel:
+        """Makes a parcel: small ones whole, large ones in the arena."""
+        data, buffers = packed
+        if packed_bytes(packed) <= self._small_bytes:
+            return (data, [bytes(buffer) for buffer in buffers]) if buffers else data
+        arena = self._open_arena()
+        if len(data) > self._small_bytes:
+            return (None, self._place, *arena.put([memoryview(data), *buffers]))
+        return (data, self._place, *arena.put(buffers))
+
+    def _exchange(self, task: int, packed: Packed, parcel: Parcel) -> bool:
+        """Reads a published value from shared memory from now on, if most of it is buffers: one copy less is alive."""
+        if len(parcel) != 5 or packed_bytes(packed) > 2 * (packed_bytes(packed) - len(packed.data)):
+            return False
+        with self._lock:
+            if task not in self._values:
+                return False
+            before = self._values[task]
+            self._values[task] = _Unopened(parcel)
+        del before
+        return True
+
+    def _open_arena(self) -> Arena:
+        with self._lock:
+            if self._arena is None:
+                self._arena = Arena(self._place)
+                self._atlas.attach(self._place, os.dup(self._arena.fd))
+                self._announce(self._arena.fd)
+            return self._arena
+
+    def attach(self, place: int, fd: int) -> None:
+        """Makes another process's arena readable; the descriptor is taken over."""
+        self._atlas.attach(place, fd)
+
+    def detach(self, place: int) -> None:
+        self._atlas.detach(place)
+
+    def free(self, offset: int) -> None:
+        """A segment of the own arena may be used again."""
+        if self._arena is not None:
+            self._arena.free(offset)
+
+    def trim(self) -> None:
+        """Gives memory that is not in use back to the system."""
+        if self._arena is not None:
+            self._arena.trim()
+
+
+def packed_bytes(packed: Packed) -> int:
+    """Bytes of a pickled value, its buffers included."""
+    return len(packed.data) + sum([buffer.nbytes for buffer in packed.buffers])

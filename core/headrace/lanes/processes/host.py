@@ -1,0 +1,47 @@
+"""What the lane asks of whoever runs it (the runtime; a small fake in tests)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from headrace.sched.events import Event
+from headrace.task import Call
+
+
+class Host(Protocol):
+    """Called from the lane's io thread and from whatever thread flushes; no lock of the lane is held meanwhile.
+
+    ``post`` may call the lane again.
+    """
+
+    def post(self, event: Event) -> None:
+        """Something has happened."""
+
+    def deliver(self, task: int, value: Any) -> None:
+        """A task's value is here; the event that says so follows."""
+
+    def fail(self, task: int, error: BaseException) -> None:
+        """A task's exception is here; the event that says so follows."""
+
+    def call_of(self, task: int) -> tuple[Call, int]:
+        """The task's call and the base of its job: the value of hole ``d`` is that of task ``base + d``.
+
+        Raises:
+            KeyError: the task is not known any more.
+        """
+
+    def deps_of(self, task: int) -> tuple[int, ...]:
+        """The ids of the tasks whose values it needs."""
+
+    def value_of(self, task: int) -> Any:
+        """A value that is HERE.
+
+        Raises:
+            KeyError: it is not.
+        """
+
+    def wanted(self, task: int) -> bool:
+        """Whether the result is an output, to be sent along at once."""
+
+    def key_of(self, task: int) -> str:
+        """The task's name, for messages."""

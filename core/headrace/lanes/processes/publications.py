@@ -1,0 +1,272 @@
+"""What is in shared memory, seen from the owner: who may read it, and when its memory can be used again.
+
+Every segment is known to the ledger under a number of its own, because a task's value may be lost, computed and
+published again while readers still hold the earlier one. Segments of a dead worker stay readable: the owner keeps the
+descriptor of its arena until the last of them is free.
+
+Thread-safe. The callbacks are called with the lock held: they may only take notes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from headrace.lanes.processes.holdings import packed_bytes
+from headrace.lanes.processes.wire import Parcel
+from headrace.sched.events import HERE
+from headrace.store.ledger import Ledger
+from headrace.store.pickling import Packed, pack, unpack
+from headrace.store.segments import Arena, Atlas
+
+_MISSING: Final = object()
+
+
+class Publications:
+    """Parcels of published values and the memory behind them.
+
+    Args:
+        small_bytes: what is larger goes through shared memory.
+        free: called with (worker, offset): this range of the worker's arena may be used again.
+        forget_place: called with a dead worker none of whose segments is in use any more.
+    """
+
+    def __init__(self, small_bytes: int, free: Callable[[int, int], None], forget_place: Callable[[int], None]) -> None:
+        self._small_bytes = small_bytes
+        self._free = free
+        self._forget_place = forget_place
+        self._lock = threading.RLock()
+        self._ledger = Ledger()
+        self._numbers = itertools.count()
+        self._parcels: dict[int, tuple[int, Parcel]] = {}  # with the place that made it
+        self._segments: dict[tuple[int, int], int] = {}
+        self._arena: Arena | None = None
+        self._atlas = Atlas()
+        self._fds: dict[int, int] = {}
+        self._dead: set[int] = set()
+        self._closed_here: deque[tuple[int, int]] = deque()
+        self._loaded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
+    def publish_here(self, task: int, value: Any, packed: Packed | None = None) -> None:
+        """Puts a value of the owner's where workers can read it, once.
+
+        Raises:
+            UnpicklableError: it cannot be pickled.
+            MemoryError: there is no room.
+        """
+        with self._lock:
+            if task not in self._parcels:
+                self._parcels[task] = HERE, self._wrap(packed if packed is not None else pack(value))
+
+    def published(self, task: int, place: int, parcel: Parcel, reads: bool) -> None:
+        """A worker has published a value; ``reads``: it reads it from there itself."""
+        with self._lock:
+            number = self._register(parcel)
+            if number is not None and reads:
+                self._ledger.sent(number, place)
+            if task in self._parcels:
+                self._retire(parcel)  # it was published twice: a worker was slow, its task done elsewhere
+            else:
+                self._parcels[task] = place, parcel
+
+    def is_published(self, task: int) -> bool:
+        return task in self._parcels
+
+    def lend(self, packed: Packed, reader: int) -> Parcel:
+        """Makes a parcel that is sent to one reader once and belongs to no task, like the arguments of a call."""
+        if packed_bytes(packed) <= self._small_bytes:
+            return inline(packed)
+        with self._lock:
+            parcel = self._wrap(packed)
+            self._send(parcel, reader)
+            self._retire(parcel)
+        return parcel
+
+    def send(self, task: int, reader: int) -> Parcel | None:
+        """The parcel of a published value, for a reader which will report that it has closed it; else ``None``."""
+        with self._lock:
+            if task not in self._parcels:
+                return None
+            parcel = self._parcels[task][1]
+            self._send(parcel, reader)
+            return parcel
+
+    def _wrap(self, packed: Packed) -> Parcel:
+        data, buffers = packed
+        if packed_bytes(packed) <= self._small_bytes:
+            return inline(packed)
+        if self._arena is None:
+            self._arena = Arena(HERE)
+            self.attach(HERE, os.dup(self._arena.fd))
+        parcel: Parcel
+        if len(data) > self._small_bytes:
+            parcel = (None, HERE, *self._arena.put([memoryview(data), *buffers]))
+        else:
+            parcel = (data, HERE, *self._arena.put(buffers))
+        self._register(parcel)
+        return parcel
+
+    def _register(self, parcel: Parcel) -> int | None:
+        if not is_shared(parcel):
+            return None
+        _, place, offset, length, _ = parcel
+        number = self._segments[place, offset] = next(self._numbers)
+        self._reclaim(self._ledger.published(number, place, offset, length))
+        return number
+
+    def _send(self, parcel: Parcel, reader: int) -> None:
+        if is_shared(parcel):
+            self._reclaim(self._ledger.sent(self._segments[parcel[1], parcel[2]], reader))
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def attach(self, place: int, fd: int) -> None:
+        """The arena of a place; the descriptor is taken over."""
+        with self._lock:
+            self._fds[place] = fd
+            self._atlas.attach(place, os.dup(fd))
+
+    def arena_fd(self, place: int) -> int:
+        """The descriptor of a place's arena, to be sent to another process; it stays ours."""
+        return self._fds[place]
+
+    def load(self, task: int) -> Any:
+        """The value of a published object, in private memory of this process.
+
+        Raises:
+            KeyError: it is not published.
+            BaseException: whatever its unpickling raises.
+        """
+        value = self._loaded.get(task, _MISSING)
+        if value is not _MISSING:
+            return value
+        with self._lock:
+            parcel = self._parcels[task][1]
+            self._send(parcel, HERE)
+        value = self._open(parcel)
+        try:
+            self._loaded[task] = value
+        except TypeError:
+            pass  # not all types can be cached as long as somebody holds them: ints, tuples, lists
+        return value
+
+    def _open(self, parcel: Parcel) -> Any:
+        if type(parcel) is bytes:
+            return unpack(parcel)
+        if len(parcel) == 2:
+            return unpack(parcel[0], [bytearray(buffer) for buffer in parcel[1]])
+        data, place, offset, length, sizes = parcel
+        # Called by the garbage collector at any moment, also while this thread holds the lock: it only appends.
+        closed = self._closed_here
+        try:
+            views = self._atlas.map(place, offset, length, sizes, lambda: closed.append((place, offset)))
+        except BaseException:
+            closed.append((place, offset))
+            raise
+        if data is None:
+            data = views.pop(0)
+        return unpack(data, views)
+
+    # --- letting go ---------------------------------------------------------------------------------------------------
+
+    def closed(self, reader: int, segments: Iterable[tuple[int, int]]) -> None:
+        """A reader does not map these segments any more, each once."""
+        with self._lock:
+            for segment in segments:
+                self._reclaim(self._ledger.closed(self._segments[segment], reader))
+
+    def tend(self) -> None:
+        """Looks which of the owner's own maps are gone. Called now and then."""
+        if self._closed_here:
+            self.closed(HERE, [self._closed_here.popleft() for _ in range(len(self._closed_here))])
+
+    def release(self, tasks: Iterable[int]) -> None:
+        """Nobody will ask for these values again; unpublished ones are ignored."""
+        self.tend()
+        with self._lock:
+            for task in tasks:
+                self._loaded.pop(task, None)
+                found = self._parcels.pop(task, None)
+                if found is not None:
+                    self._retire(found[1])
+
+    def release_made_by(self, place: int, tasks: Iterable[int]) -> None:
+        """Like :meth:`release`, for those that this place has published."""
+        with self._lock:
+            self.release([task for task in tasks if task in self._parcels and self._parcels[task][0] == place])
+
+    def worker_died(self, place: int) -> None:
+        """It reads nothing any more; what it published stays."""
+        with self._lock:
+            self._dead.add(place)
+            for number in list(self._segments.values()):
+                for _ in range(self._ledger.readers(number).get(place, 0)):
+                    self._reclaim(self._ledger.closed(number, place))
+            self._bury(place)
+
+    def _retire(self, parcel: Parcel) -> None:
+        if is_shared(parcel):
+            self._reclaim(self._ledger.released(self._segments[parcel[1], parcel[2]]))
+
+    def _reclaim(self, freed: list[tuple[int, int]]) -> None:
+        for place, offset in freed:
+            del self._segments[place, offset]
+            if place == HERE:
+                assert self._arena is not None
+                self._arena.free(offset)
+            elif place in self._dead:
+                self._bury(place)
+            else:
+                self._free(place, offset)
+
+    def _bury(self, place: int) -> None:
+        """Lets go of a dead worker's memory once nothing in it is in use."""
+        if not self._ledger.place_bytes(place):
+            self._ledger.place_lost(place)
+            self._dead.discard(place)
+            self._atlas.detach(place)
+            fd = self._fds.pop(place, None)
+            if fd is not None:
+                os.close(fd)
+            self._forget_place(place)
+
+    def status(self) -> dict[str, int]:
+        """Bytes published, values, and segments."""
+        return {
+            "published_bytes": self._ledger.size_bytes,
+            "values": len(self._parcels),
+            "segments": len(self._segments),
+        }
+
+    def check(self) -> None:
+        """Verifies the invariants (for tests)."""
+        with self._lock:
+            self._ledger.check()
+
+    def close(self) -> None:
+        """Lets go of everything; what is mapped in this process stays readable."""
+        with self._lock:
+            self._atlas.close()
+            for fd in self._fds.values():
+                os.close(fd)
+            self._fds.clear()
+            self._parcels.clear()
+            if self._arena is not None:
+                self._arena.close()
+
+
+def is_shared(parcel: Parcel) -> bool:
+    """Whether its buffers lie in shared memory."""
+    return type(parcel) is tuple and len(parcel) == 5
+
+
+def inline(packed: Packed) -> Parcel:
+    """A parcel that holds everything itself."""
+    return (packed.data, [bytes(buffer) for buffer in packed.buffers]) if packed.buffers else packed.data
