@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from headrace.store.pickling import cloud_dumps
+from headrace.store.cloud import cloud_dumps
 
 _CALL_FIELDS = (".function", "args", "kwargs", "holes")
 _DEEPEST = 100
@@ -87,6 +87,8 @@ def _parts(obj: Any) -> Iterator[Part]:
         yield from _items(obj)
         yield from _attributes(obj)
     else:
+        if isinstance(obj, BaseException):
+            yield from ((f".args[{index}]", item) for index, item in enumerate(obj.args))
         yield from _attributes(obj)
         yield from _reduced(obj)
 

@@ -62,6 +62,8 @@ def pack(obj: Any, name: str = "") -> Packed:
     except Exception:
         pass  # cloudpickle can do more, and if it cannot, its error is the better one
     buffers = []
+    from headrace.store.cloud import cloud_dumps
+
     try:
         return Packed(cloud_dumps(obj, _collector(buffers)), buffers)
     except MemoryError:
@@ -75,17 +77,6 @@ def pack(obj: Any, name: str = "") -> Packed:
 def unpack(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
     """Builds the value again. Arrays stand directly on the buffers, and are writable if those are."""
     return pickle.loads(data, buffers=buffers)
-
-
-def cloud_dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
-    """Pickles with cloudpickle, which is imported at the first need."""
-    import cloudpickle
-
-    file = io.BytesIO()
-    pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=callback)
-    pickler.dispatch_table = _dispatch_table() | dict(cloudpickle.Pickler.dispatch_table) | _reducers
-    pickler.dump(obj)
-    return file.getvalue()
 
 
 class _Bytes:
@@ -107,12 +98,18 @@ def _dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
         return pickle.dumps(obj, 5, buffer_callback=callback)
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=callback)
-    pickler.dispatch_table = _dispatch_table()
+    pickler.dispatch_table = dispatch_table()
     pickler.dump(obj)
     return file.getvalue()
 
 
-def _dispatch_table() -> dict[type, Callable[[Any], Any]]:
+def registered_reducers() -> dict[type, Callable[[Any], Any]]:
+    """What :func:`register_reducer` has been given."""
+    return _reducers
+
+
+def dispatch_table() -> dict[type, Callable[[Any], Any]]:
+    """Type → reducer: those of ``copyreg``, the registered ones, and ours for numpy."""
     table = copyreg.dispatch_table | _reducers
     numpy = sys.modules.get("numpy")
     array = getattr(numpy, "ndarray", None)  # not there yet while another thread imports numpy
@@ -139,4 +136,4 @@ def _needs_cloudpickle(data: bytes) -> bool:
     return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
 
 
-__all__ = ["Packed", "cloud_dumps", "estimate_size", "pack", "register_reducer", "unpack"]
+__all__ = ["Packed", "dispatch_table", "estimate_size", "pack", "register_reducer", "registered_reducers", "unpack"]
