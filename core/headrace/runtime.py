@@ -614,9 +614,9 @@ class Runtime(Executor):
         spans: list[e.Span] = []
         failure: Failure | None = None
         if job is not None:
-            several = len(command.tasks) > 1
+            watched = command.budget_s > 0.0
             self._batches[slot] = batch
-            if several:
+            if watched:
                 self._watch.begin(batch)
             local.depth = getattr(local, "depth", 0) + 1
             try:
@@ -624,7 +624,7 @@ class Runtime(Executor):
             finally:
                 local.depth -= 1
                 del self._batches[slot]
-                if several:
+                if watched:
                     self._watch.end(batch)
         ran = e.SlotRan(slot, spans, batch.take_back())
         if job is None or (failure is None and job.observer is None and not observe.recorders):
@@ -641,9 +641,7 @@ class Runtime(Executor):
         return self._post(e.TaskRaised(failure.task, e.HERE), ran, slot=slot)
 
     def _stalled(self, batch: Batch) -> None:
-        returned = batch.take_back()
-        if returned:
-            self._post(e.SlotStalled(batch.slot, returned))
+        self._post(e.SlotStalled(batch.slot, batch.take_back()))
 
     # ---- observers
 

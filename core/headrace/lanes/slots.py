@@ -38,12 +38,13 @@ class Values(Protocol):
 class Batch:
     """The tasks a slot has been given. ``pending`` may be emptied from the right by the watch thread at any time."""
 
-    __slots__ = ("began_s", "patience_s", "pending", "slot")
+    __slots__ = ("began_s", "patience_s", "pending", "slot", "stalled")
 
     def __init__(self, slot: int, tasks: list[int]) -> None:
         self.slot = slot
         self.pending = deque(tasks)
         self.patience_s = STALLED_S if len(tasks) <= MEASURED_BATCH else OUTLIER_S
+        self.stalled = False  # has been reported once
         self.began_s = perf_counter()
 
     def take_back(self) -> list[int]:
@@ -123,7 +124,7 @@ def run_call_of(job: Values, index: int) -> Any:
 
 
 class Watch:
-    """A daemon thread that notices batches stuck in one task. Sleeps for good while no batch of several tasks runs.
+    """A daemon thread that notices batches of presumably quick tasks that are stuck in one. Sleeps for good while no such batch runs.
 
     Args:
         stalled: called from the watch thread with a batch whose rest should go elsewhere.
@@ -160,6 +161,7 @@ class Watch:
                     self._wake.wait()
             if self._stop.wait(STALLED_S):
                 return
-            for batch in list(self._batches):
-                if batch.pending and perf_counter() - batch.began_s > batch.patience_s:
+            for batch in self._batches.copy():
+                if not batch.stalled and perf_counter() - batch.began_s > batch.patience_s:
+                    batch.stalled = True
                     self._stalled(batch)
