@@ -283,6 +283,15 @@ class Refusing:
         raise ValueError("not today")
 
 
+class Opaque:
+    """Nothing about it can be asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            return object.__getattribute__(self, name)
+        raise RuntimeError(f"no {name} for you")
+
+
 class Sequence(list[Any]):
     pass
 
@@ -342,6 +351,7 @@ CULPRITS = {
     "object array": ([np.array([None, LOCK])], f": {NO_LOCK}"),
     "generator": ({"a": (x for x in "abc")}, "['a']: cannot pickle 'generator' object"),
     "refusal": ((1, Refusing()), "[1]: not today (it is of type Refusing)"),
+    "opaque": ((1, [Opaque()]), "[1][0]: no __reduce_ex__ for you (it is of type Opaque)"),
     "long list": ([*range(100_000), LOCK, *range(10)], f"[100000]: {NO_LOCK}"),
     "circle": ([circular()], f"[0]['lock']: {NO_LOCK}"),
     "nesting": ((1, deep(100_000)), "nested too deeply to be pickled"),

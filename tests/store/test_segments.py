@@ -407,14 +407,20 @@ def test_a_killed_writer_leaves_its_readers_the_value_and_nothing_else() -> None
     atlas.close()
 
 
-def test_limits_on_address_space_shrink_an_arena() -> None:
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_FSIZE"])
+def test_limits_of_the_process_shrink_an_arena(limit: str) -> None:
     code = (
         "import resource; from headrace.store.segments import Arena;"
-        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
-        "arena = Arena(1); assert 64 << 20 <= arena.capacity < 1 << 30, arena.capacity;"
+        f"resource.setrlimit(resource.{limit}, (1 << 30, 1 << 30));"
+        "arena = Arena(1); assert 64 << 20 <= arena.capacity <= 1 << 30, arena.capacity;"
         "arena.put([memoryview(bytes(1 << 20))])"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_memory_is_the_owners_alone(arena: Arena) -> None:
+    assert os.fstat(arena.fd).st_mode & 0o777 == 0o600
+    assert not os.get_inheritable(arena.fd)
 
 
 def test_an_exit_with_live_maps_is_silent() -> None:

@@ -27,7 +27,10 @@ def describe(obj: Any, error: BaseException, name: str = "") -> str:
     path = name
     inside = {id(obj)}
     for _ in range(_DEEPEST):
-        parts = _call_parts(obj) if not path and _is_call(obj) else list(_parts(obj))
+        try:
+            parts = _call_parts(obj) if not path and _is_call(obj) else list(_parts(obj))
+        except Exception:
+            break  # an object that cannot even be looked into is culprit enough
         found = _first_bad([part for part in parts if id(part[1]) not in inside])
         if found is None:
             break

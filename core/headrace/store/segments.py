@@ -41,6 +41,9 @@ _COPY_UP_TO: Final = 64 * 1024
 _GIL_FREE_FROM: Final = 256 * 1024
 """From this size a copy lets go of the GIL; below, the few µs that this costs are not worth it."""
 
+_MFD_NOEXEC_SEAL: Final = 0x8
+"""Linux 6.3; hardened systems (vm.memfd_noexec=2) refuse files without it, older ones do not know it."""
+
 _WRITE_MOST: Final = 1 << 30
 """One write moves at most 2 GiB."""
 
@@ -112,9 +115,11 @@ class Arena:
         flat = [_flat(b) for b in buffers]
         sizes = tuple([b.nbytes for b in flat])
         offsets, length = layout(sizes)
-        start, warm = self._allocate(length)
+        start, warm, unmapped = self._allocate(length)
         try:
             # What _allocate says about the pages stays true: nobody else touches this range, and close() waits for us.
+            for first, last in unmapped:
+                kernel.populate(self._address + first, last - first)
             for offset, buffer in zip(offsets, flat, strict=True):
                 if warm:
                     self._copy(start + offset, buffer)
@@ -197,8 +202,8 @@ class Arena:
         if self._closed:
             raise InternalError(f"the arena of place {self.place} is closed, or was inherited by a forked child")
 
-    def _allocate(self, length: int) -> tuple[int, bool]:
-        """Finds a range; says whether all of it is memory that is backed and mapped."""
+    def _allocate(self, length: int) -> tuple[int, bool, list[tuple[int, int]]]:
+        """Finds a range; says whether all of it is backed by memory, and which parts of that are not mapped yet."""
         with self._lock:
             self._require_open()
             self._take_back()
@@ -217,9 +222,7 @@ class Arena:
             self._used[start] = length
             self._high_water = max(self._high_water, end)
             self._puts += 1
-        for first, last in unmapped:
-            kernel.populate(self._address + first, last - first)
-        return start, warm
+        return start, warm, unmapped
 
     def _end_put(self) -> None:
         with self._lock:
@@ -367,7 +370,7 @@ def _read(fd: int, offset: int, length: int) -> bytearray:
 
 def _create(capacity: int) -> tuple[int, mmap.mmap, int]:
     """An empty memfd, a shared map of all of it, and its size: the capacity, or less where limits forbid that much."""
-    fd = os.memfd_create("headrace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = _create_file()
     capacity = -(-capacity // PAGE) * PAGE
     while True:
         try:
@@ -381,6 +384,18 @@ def _create(capacity: int) -> tuple[int, mmap.mmap, int]:
                 os.close(fd)
                 raise
             capacity = capacity // 2 // PAGE * PAGE
+
+
+def _create_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create("headrace", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("headrace", flags)
+    os.fchmod(fd, 0o600)
+    return fd
 
 
 def _physical_memory() -> int:

@@ -66,6 +66,10 @@ def _anything(obj: Any) -> int:
     return size if type(size) is int else -1
 
 
+def _xarray(obj: Any) -> int:
+    return -1 if obj.chunks else int(obj.nbytes)
+
+
 def _numpy(obj: Any) -> int:
     dtype = obj.dtype
     if dtype.hasobject:
@@ -117,4 +121,5 @@ _LIBRARIES: Final[dict[str, Callable[[Any], int]]] = {
     "pandas": _pandas,
     "pyarrow": _arrow,
     "scipy": _scipy,
+    "xarray": _xarray,
 }
