@@ -15,7 +15,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
     def __init__(self, file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], bool]) -> None:
         # The C pickler underneath reads this once, in its __init__: set later it would change nothing.
         self.dispatch_table = dispatch_table() | dict(cloudpickle.Pickler.dispatch_table) | registered_reducers()
-        super().__init__(file, protocol=5, buffer_callback=callback)
+        super().__init__(file, protocol=5, buffer_callback=callback)  # pyright: ignore[reportCallIssue]
 
 
 def cloud_dumps(obj: object, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:

@@ -8,6 +8,8 @@ it; ``mmap(MAP_FIXED)`` then lays the file over it. All calls let go of the GIL.
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import mmap
 import os
 from typing import Final
@@ -18,6 +20,12 @@ _MAP_NORESERVE: Final = 0x4000
 _MADV_REMOVE: Final = 9
 _MADV_DONTDUMP: Final = 16
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14
+_MFD_NOEXEC_SEAL: Final = 0x8
+"""Linux 6.3; hardened systems (vm.memfd_noexec=2) refuse files without it, older ones do not know it."""
+
+_LEAST_CAPACITY: Final = 64 << 20
+"""Limits on address space or file size shrink a file, but not below this."""
+
 _READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,6 +85,46 @@ def map_file(fd: int, offset: int, length: int, *, shared: bool) -> mmap.mmap:
     kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
     _map_over(address_of(memory), length, _READ_WRITE, kind | _MAP_NORESERVE, fd, offset)
     return memory
+
+
+def create_shared(capacity: int) -> tuple[int, mmap.mmap, int]:
+    """Makes an anonymous file that cannot change its size, and maps all of it shared.
+
+    Args:
+        capacity: bytes. The file is sparse: memory is taken page by page as it is written.
+
+    Returns:
+        The descriptor, the map, and the real capacity: less than asked for where limits on address space or file size
+        forbid that much.
+
+    Raises:
+        OSError: not even 64 MiB are allowed, or no descriptor is left.
+    """
+    fd = _create_file()
+    capacity = -(-capacity // PAGE) * PAGE
+    while True:
+        try:
+            os.ftruncate(fd, capacity)
+            memory = map_file(fd, 0, capacity, shared=True)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            return fd, memory, capacity
+        except OSError:
+            if capacity <= _LEAST_CAPACITY:
+                os.close(fd)
+                raise
+            capacity = capacity // 2 // PAGE * PAGE
+
+
+def _create_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create("headrace", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("headrace", flags)
+    os.fchmod(fd, 0o600)
+    return fd
 
 
 def forbid(address: int, length: int) -> None:

@@ -18,7 +18,6 @@ stay in their own copies of the pages.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import threading
@@ -41,17 +40,11 @@ _COPY_UP_TO: Final = 64 * 1024
 _GIL_FREE_FROM: Final = 256 * 1024
 """From this size a copy lets go of the GIL; below, the few µs that this costs are not worth it."""
 
-_MFD_NOEXEC_SEAL: Final = 0x8
-"""Linux 6.3; hardened systems (vm.memfd_noexec=2) refuse files without it, older ones do not know it."""
-
 _WRITE_MOST: Final = 1 << 30
 """One write moves at most 2 GiB."""
 
 _MOST_MAPS: Final = 16 * 1024
 """With this many maps alive ranges are copied: the kernel allows a process 65,530 (vm.max_map_count) for everything."""
-
-_LEAST_CAPACITY: Final = 64 << 20
-"""Limits on address space or file size shrink an arena, but not below this."""
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 _atlases: weakref.WeakSet[Atlas] = weakref.WeakSet()
@@ -82,7 +75,7 @@ class Arena:
 
     def __init__(self, place: int, capacity: int | None = None) -> None:
         self.place = place
-        self.fd, self._memory, self.capacity = _create(capacity or 2 * _physical_memory())
+        self.fd, self._memory, self.capacity = kernel.create_shared(capacity or 2 * _physical_memory())
         """``fd`` stays the arena's: duplicate it before giving it to an :class:`Atlas` of this process."""
         self._address = kernel.address_of(self._memory)
         self._view = memoryview(self._memory)
@@ -366,36 +359,6 @@ def _read(fd: int, offset: int, length: int) -> bytearray:
     if os.preadv(fd, [memory], offset) != length:
         raise InternalError(f"a range of {length} bytes at {offset} reaches past its arena's end")
     return memory
-
-
-def _create(capacity: int) -> tuple[int, mmap.mmap, int]:
-    """An empty memfd, a shared map of all of it, and its size: the capacity, or less where limits forbid that much."""
-    fd = _create_file()
-    capacity = -(-capacity // PAGE) * PAGE
-    while True:
-        try:
-            # A sparse file of the final size: readers can map any offset, and nothing needs to grow.
-            os.ftruncate(fd, capacity)
-            memory = kernel.map_file(fd, 0, capacity, shared=True)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            return fd, memory, capacity
-        except OSError:
-            if capacity <= _LEAST_CAPACITY:
-                os.close(fd)
-                raise
-            capacity = capacity // 2 // PAGE * PAGE
-
-
-def _create_file() -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create("headrace", flags | _MFD_NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create("headrace", flags)
-    os.fchmod(fd, 0o600)
-    return fd
 
 
 def _physical_memory() -> int:
