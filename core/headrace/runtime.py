@@ -89,7 +89,7 @@ class _Job:
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         self.observer: Observer | None = None
         self.context = contextvars.copy_context()
-        self.finished = False
+        self.over = False  # its values are the caller's to collect
 
     def load(self, index: int) -> Any:
         """The value of a task, brought here if it is not."""
@@ -459,7 +459,10 @@ class Runtime(Executor):
         blocks, lane = self._blocks, self._lane
         for task in tasks:
             job = blocks.get(task >> BLOCK_BITS)
-            if job is not None and not (job.finished and task - job.base in job.wanted):
+            if job is not None and job.over:
+                if task - job.base not in job.wanted:
+                    released.append(task)
+            elif job is not None:
                 # Kept until the lock is left: the destructor of a value is foreign code.
                 after.append((job.values.pop(task - job.base, None),))
                 if job.base == 0:
@@ -508,12 +511,13 @@ class Runtime(Executor):
     def _finish_job(self, command: c.FinishJob, after: list[Any]) -> None:
         job = self._jobs.get(command.job)
         if job is not None:
-            job.finished = True
+            job.over = True
             job.mailbox.put(command)
 
     def _fail_job(self, command: c.FailJob, after: list[Any]) -> None:
         job = self._jobs.get(command.job)
         if job is not None:
+            job.over = True
             job.mailbox.put(command)
 
     def _finish_future(self, command: c.FinishFuture, after: list[Any]) -> None:
