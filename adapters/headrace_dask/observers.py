@@ -54,7 +54,11 @@ def observed(
 
 
 class Observer:
-    """Keeps the state and calls the callbacks; its methods are called in the thread that computes."""
+    """Keeps the state and calls the callbacks; its methods are called in the thread that computes.
+
+    The runtime says that a task has started when it hands it out, perhaps in a batch with what it depends on. Callbacks are
+    told when dask would tell them: once all its dependencies have finished.
+    """
 
     def __init__(
         self, dsk: Mapping[Any, Any], graph: Graph, state: dict[str, Any], wanted: set[Any], callbacks: Any
@@ -66,12 +70,18 @@ class Observer:
         self._state = state
         self._wanted = wanted
         self._priority = _priorities(graph).__getitem__
+        self._early: set[Any] = set()
 
     def started(self, index: int) -> None:
         """A task is about to run, here or elsewhere; once a try."""
         key, state = self._graph.keys[index], self._state
-        if key in state["running"] or key in state["finished"]:
-            return  # tried again, after a worker died
+        if key in state["waiting"]:
+            self._early.add(key)
+        elif key not in state["running"] and key not in state["finished"]:  # it would be: tried again, a worker died
+            self._start(key)
+
+    def _start(self, key: Any) -> None:
+        state = self._state
         ready = state["ready"]
         for at in range(len(ready) - 1, -1, -1):  # what runs next stands at the end
             if ready[at] == key:
@@ -87,11 +97,16 @@ class Observer:
         if key in state["finished"]:
             return  # computed again, after a worker died with its value
         if key not in state["running"]:
-            self.started(index)
+            self._start(key)
         state["cache"][key] = value
         internals.finish_task(self._dsk, key, state, self._wanted, self._priority)
         for posttask in self._posttask:
             posttask(key, value, self._dsk, state, worker)
+        if self._early:
+            for dependent in state["dependents"][key] & self._early:
+                if dependent not in state["waiting"]:
+                    self._early.remove(dependent)
+                    self._start(dependent)
 
 
 def _priorities(graph: Graph) -> dict[Any, int]:

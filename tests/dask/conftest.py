@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+pytest.importorskip("dask")
+
+import dask
+
+from headrace.config import LANES
 from headrace.graph import Graph
 from headrace.task import run_call
-
-pytest.importorskip("dask")
 
 
 def run_from_left_to_right(graph: Graph) -> list[Any]:
@@ -31,3 +34,12 @@ def run_from_left_to_right(graph: Graph) -> list[Any]:
 @pytest.fixture(scope="session")
 def run_graph() -> Callable[[Graph], list[Any]]:
     return run_from_left_to_right
+
+
+@pytest.fixture(params=LANES)
+def lane(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Has dask use Headrace, in one lane after the other."""
+    import headrace_dask  # noqa: F401 - registers the name
+
+    with dask.config.set({"scheduler": "headrace", "headrace.lane": request.param}):
+        yield request.param
