@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 from typing import TypeAlias
 
-from headrace.errors import RemoteTraceback
+from headrace.errors import MustStayHere, RemoteTraceback
 from headrace.store.pickling import pack, unpack
 
 Failure: TypeAlias = tuple["tuple[bytes, list[bytes]] | None", str, str, list[str], str, str]
@@ -53,6 +53,13 @@ def revive_failure(failure: Failure) -> BaseException:
         error = _substitute(bases, f"{name}: {text} (the exception itself could not be brought here: {reason})")
     error.__cause__ = RemoteTraceback(trace)
     return error
+
+
+def must_stay(error: BaseException | None) -> bool:
+    """Whether something could not be pickled because it may only be used in its own process."""
+    while error is not None and not isinstance(error, MustStayHere):
+        error = error.__cause__
+    return error is not None
 
 
 def format_traceback(error: BaseException, skip_frames: int = 0) -> str:

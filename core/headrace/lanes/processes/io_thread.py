@@ -40,6 +40,7 @@ class IoThread:
         host: is told the events.
         receiver: handles messages.
         flush: sends what is queued at a worker.
+        tend: called now and then while there are workers.
         bury: called with a dead worker, how it ended, and its memory, before ``WorkerDied`` is posted.
         idle_timeout_s: a quarter of it is the time between two ``WorkersIdled``.
     """
@@ -49,12 +50,14 @@ class IoThread:
         host: Host,
         receiver: Receiver,
         flush: Callable[[Peer], bool],
+        tend: Callable[[], None],
         bury: Callable[[Peer, str, int], None],
         idle_timeout_s: float,
     ) -> None:
         self._host = host
         self._receiver = receiver
         self._flush = flush
+        self._tend = tend
         self._bury = bury
         self._tick_s = max(_LEAST_TICK_S, idle_timeout_s / 4)
         self._peers: dict[int, Peer] = {}
@@ -142,6 +145,7 @@ class IoThread:
             self._next_sample_s = now_s + _SAMPLE_S
             for peer in self._peers.values():
                 peer.sample_memory()
+            self._tend()
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + self._tick_s
             self._host.post(WorkersIdled())

@@ -49,7 +49,7 @@ class ProcessLane:
         self._publications = Publications(settings.small_bytes, self._free, self._forget_place)
         self._sender = Sender(host, self._publications, settings.small_bytes)
         receiver = Receiver(host, self._publications)
-        self._io = IoThread(host, receiver, self._flush_peer, self._bury, settings.idle_timeout_s)
+        self._io = IoThread(host, receiver, self._flush_peer, self._tend, self._bury, settings.idle_timeout_s)
         self._io_started = False
         self._closed = False
         _lanes.add(self)
@@ -204,6 +204,10 @@ class ProcessLane:
     def _forget_place(self, place: int) -> None:
         for peer in list(self._peers.values()):
             peer.outbox.append((wire.DETACH, place))
+
+    def _tend(self) -> None:
+        self._publications.tend()
+        self.flush()
 
     def _bury(self, peer: Peer, reason: str, rss_bytes: int) -> None:
         while len(self._obituaries) >= _MOST_OBITUARIES:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from headrace.errors import RemoteTraceback, UnpicklableError
+from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
 from headrace.lanes.processes import wire
 from headrace.lanes.processes.failures import revive_failure
 from headrace.lanes.processes.host import Host
@@ -100,12 +100,12 @@ class Receiver:
         self._host.fail(task, revive_failure(failure))
         self._host.post(TaskRaised(task, peer.number))
 
-    def _unpicklable(self, peer: Peer, task: int, message: str, trace: str) -> None:
+    def _unpicklable(self, peer: Peer, task: int, message: str, trace: str, must_stay: bool) -> None:
         peer.at.pop(task, None)
-        error = UnpicklableError(message)
+        error = MustStayHere(message) if must_stay else UnpicklableError(message)
         error.__cause__ = RemoteTraceback(trace)
         self._host.fail(task, error)
-        self._host.post(TaskUnpicklable(task, peer.number))
+        self._host.post(TaskUnpicklable(task, peer.number, must_stay))
 
     def _published(self, peer: Peer, task: int, parcel: Parcel, reads: bool) -> None:
         self._publications.published(task, peer.number, parcel, reads)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from headrace.errors import UnpicklableError
 from headrace.lanes.processes import wire
+from headrace.lanes.processes.failures import must_stay
 from headrace.lanes.processes.functions import Functions
 from headrace.lanes.processes.holdings import packed_bytes
 from headrace.lanes.processes.host import Host
@@ -133,7 +134,7 @@ class Sender:
                 events.append(TasksRevoked(peer.number, [task]))
             except UnpicklableError as error:
                 self._host.fail(task, error)
-                events.append(TaskUnpicklable(task, peer.number))
+                events.append(TaskUnpicklable(task, peer.number, must_stay(error)))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     peer.outbox.appendleft((wire.RUN, tasks[i:]))

@@ -34,7 +34,7 @@ from typing import Any, Final, NoReturn
 
 from headrace.errors import UnpicklableError
 from headrace.lanes.processes import wire
-from headrace.lanes.processes.failures import describe_failure, format_traceback
+from headrace.lanes.processes.failures import describe_failure, format_traceback, must_stay
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.holdings import Holdings, NotHereError, packed_bytes
 from headrace.lanes.processes.meter import Meter
@@ -260,7 +260,7 @@ class Worker:
     def _fail_result(self, task: int, error: BaseException) -> None:
         if isinstance(error, UnpicklableError):
             self._holdings.expect_no_more((task,))
-            self._outbox.append((wire.UNPICKLABLE, task, str(error), format_traceback(error)))
+            self._outbox.append((wire.UNPICKLABLE, task, str(error), format_traceback(error), must_stay(error)))
         else:
             self._fail(task, error)
 

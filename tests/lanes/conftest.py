@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import pytest
+
 from headrace.config import Settings
 from headrace.lanes.processes.lane import ProcessLane
 from headrace.sched.events import Event, WorkersIdled, WorkerStarted
@@ -65,7 +67,9 @@ class FakeHost:
 
     # --- what the tests ask for -----------------------------------------------------------------------------------
 
-    def add(self, task: int, fn: Callable[..., Any], *args: Any, holes: Any = (), wanted: bool = False, **kw: Any) -> int:
+    def add(
+        self, task: int, fn: Callable[..., Any], *args: Any, holes: Any = (), wanted: bool = False, **kw: Any
+    ) -> int:
         """Adds a task; ``holes`` as in a call."""
         self.calls[task] = fn, args, kw or None, holes
         if wanted:
@@ -103,7 +107,7 @@ class FakeHost:
 
 
 @contextmanager
-def hosted(workers: int = 1, **settings: Any) -> Iterator[tuple[FakeHost, ProcessLane]]:
+def _hosted(workers: int = 1, **settings: Any) -> Iterator[tuple[FakeHost, ProcessLane]]:
     """A lane with started workers 1, 2, ...; closed at the end, and its books checked."""
     host = FakeHost()
     lane = ProcessLane(Settings(**settings), host)
@@ -116,3 +120,9 @@ def hosted(workers: int = 1, **settings: Any) -> Iterator[tuple[FakeHost, Proces
         lane.check()
     finally:
         lane.close()
+
+
+@pytest.fixture
+def hosted() -> Any:
+    """The context manager :func:`_hosted`: the tests' modules cannot import each other."""
+    return _hosted

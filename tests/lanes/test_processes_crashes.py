@@ -1,0 +1,305 @@
+"""What the processes lane says when workers die, and that nothing outlives the owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from headrace import testing as t
+from headrace.errors import UnpicklableError
+from headrace.sched.events import TaskRaised, TasksRevoked, TaskUnpicklable, ValuePublished, WorkerDied, WorkerRan
+
+DEATHS = {"c_exit": f"exit code {t.CRASH_EXIT_CODE}", "segfault": "killed by SIGSEGV", "sigkill": "killed by SIGKILL"}
+
+
+def ran(host: Any, *tasks: int) -> None:
+    host.wait(lambda: {s.task for e in host.of(WorkerRan) for s in e.spans} >= set(tasks), f"the end of {tasks}")
+
+
+def run(host: Any, lane: Any, worker: int, *tasks: int) -> None:
+    lane.run(worker, tasks)
+    lane.flush()
+
+
+# --- loky's matrix: {unpickle argument, run, pickle result, unpickle result} x {exit, C exit, segfault, SIGKILL, raise}
+
+
+def add_culprit(host: Any, stage: str, how: Any, log: Path, spare: int = 0) -> None:
+    if stage == "unpickle argument":
+        host.add(1, t.identity, t.CrashAtUnpickle(how, log, spare=spare), wanted=True)
+    elif stage == "run":
+        host.add(1, t.crash, how, wanted=True)
+    else:
+        host.add(1, t.make_crash_at_pickle, how, log, times=2, spare=spare, wanted=True)
+
+
+@pytest.mark.parametrize("how", DEATHS)
+@pytest.mark.parametrize("stage", ["unpickle argument", "run", "pickle result"])
+def test_a_death_is_laid_to_exactly_the_task_at_fault(hosted: Any, tmp_path: Path, stage: str, how: str) -> None:
+    with hosted(2) as (host, lane):
+        host.add(0, t.inc, 0)
+        add_culprit(host, stage, how, tmp_path / "log")
+        host.add(2, t.inc, 2)
+        run(host, lane, 1, 0, 1, 2)
+        assert host.next(WorkerDied) == WorkerDied(1, running=1)
+        reason, rss_bytes = lane.obituary(1)
+        assert reason == DEATHS[how]
+        assert rss_bytes < 1 << 30
+        assert not host.errors
+        run(host, lane, 2, 2)  # others are untouched
+        ran(host, 2)
+        assert [s["worker"] for s in lane.status()] == [2]
+
+
+@pytest.mark.parametrize("how", ["exit", "raise"])
+@pytest.mark.parametrize("stage", ["unpickle argument", "run", "pickle result"])
+def test_what_raises_fails_the_task_and_not_the_worker(hosted: Any, tmp_path: Path, stage: str, how: str) -> None:
+    with hosted() as (host, lane):
+        add_culprit(host, stage, how, tmp_path / "log")
+        host.add(2, t.inc, 2)
+        run(host, lane, 1, 1, 2)
+        ran(host, 2)
+        if (stage, how) == ("pickle result", "raise"):
+            assert host.next(TaskUnpicklable) == TaskUnpicklable(1, 1)
+            assert isinstance(host.errors[1], UnpicklableError)
+            assert "crashed on purpose" in str(host.errors[1].__cause__)
+        else:
+            assert host.next(TaskRaised) == TaskRaised(1, 1)
+            assert type(host.errors[1]) is (SystemExit if how == "exit" else t.TaskError)
+        assert not host.of(WorkerDied)
+
+
+@pytest.mark.parametrize("how", ["exit", "raise"])
+def test_what_raises_when_the_owner_unpickles_a_result_fails_the_task(hosted: Any, tmp_path: Path, how: Any) -> None:
+    with hosted() as (host, lane):
+        host.add(1, t.make_crash_at_unpickle, how, tmp_path / "log", wanted=True)
+        host.add(2, t.inc, 2)
+        run(host, lane, 1, 1, 2)
+        ran(host, 2)
+        assert host.next(TaskRaised) == TaskRaised(1, 1)
+        assert type(host.errors[1]) is (SystemExit if how == "exit" else t.TaskError)
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_result_that_kills_who_reads_it_is_laid_to_the_reader(hosted: Any, tmp_path: Path, how: Any) -> None:
+    with hosted(2) as (host, lane):
+        host.add(1, t.make_crash_at_unpickle, how, tmp_path / "log")
+        host.add(2, t.identity, None, holes=((0, 1),), wanted=True)
+        run(host, lane, 1, 1)
+        ran(host, 1)
+        lane.publish(1, 1)
+        lane.flush()
+        host.next(ValuePublished)
+        run(host, lane, 2, 2)
+        assert host.next(WorkerDied) == WorkerDied(2, running=2)
+        assert lane.obituary(2)[0] == DEATHS[how]
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_death_while_publishing_is_laid_to_the_task_that_made_the_value(
+    hosted: Any, tmp_path: Path, how: Any
+) -> None:
+    with hosted() as (host, lane):
+        host.add(1, t.make_crash_at_pickle, how, tmp_path / "log", times=9)
+        host.add(2, t.hold, tmp_path)
+        run(host, lane, 1, 1, 2)
+        t.wait_for_start(tmp_path)
+        lane.publish(1, 1)
+        lane.flush()
+        assert host.next(WorkerDied) == WorkerDied(1, running=1)
+
+
+# --- deaths from outside ------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_worker_s_death_blames_nobody(hosted: Any) -> None:
+    with hosted() as (host, lane):
+        host.add(0, t.inc, 1)
+        run(host, lane, 1, 0)
+        ran(host, 0)
+        os.kill(lane.status()[0]["pid"], signal.SIGTERM)
+        assert host.next(WorkerDied) == WorkerDied(1, None)
+        assert lane.obituary(1)[0] == "killed by SIGTERM"
+
+
+def test_everything_that_a_worker_has_said_is_heard_before_its_death(hosted: Any) -> None:
+    with hosted() as (host, lane):
+        count = 3000
+        for i in range(count):
+            host.add(i, t.make_bytes, 1000, i % 256, wanted=True)
+        host.add(count, t.crash, "sigkill")
+        # So that the messages wait in the socket: nobody reads while the first event is handled.
+        host.on_event = lambda event: time.sleep(0.5) if not host.of(WorkerRan) else None
+        run(host, lane, 1, *range(count + 1))
+        assert host.next(WorkerDied) == WorkerDied(1, running=count)
+        told = {s.task for e in host.of(WorkerRan) for s in e.spans}
+        assert told == {i for i in host.values}
+        assert len(told) >= count - 512  # but for the last, which may not have been sent
+        assert host.story()[-1] == "WorkerDied"
+
+
+def test_the_obituary_tells_the_memory_that_the_worker_had(hosted: Any) -> None:
+    with hosted() as (host, lane):
+        own = psutil.Process().memory_info().rss
+        size = max(own, 100 << 20) + (200 << 20)
+        host.add(0, t.make_bytes, size)
+        host.add(1, t.crash, "sigkill")
+        run(host, lane, 1, 0, 1)
+        host.next(WorkerDied)
+        assert size <= lane.obituary(1)[1] < 2 * size + (200 << 20)
+
+
+def test_workers_can_be_killed_at_any_moment(hosted: Any) -> None:
+    """Many short lives: descriptors, books and the other worker stay right (the fixtures look)."""
+    with hosted(0) as (host, lane):
+        for life in range(1, 25):
+            lane.launch([life])
+            for i in range(50):
+                host.add(life * 100 + i, t.make_array, 50_000 + i * 8, wanted=True)
+            lane.run(life, range(life * 100, life * 100 + 50))
+            lane.flush()
+            time.sleep(0.004 * (life % 12))  # where in its life it dies is the point, and nothing depends on it
+            lane.stop(life, kill=True)
+            host.next(WorkerDied, worker=life)
+            for event in host.of(ValuePublished):
+                if event.worker == life:
+                    assert lane.load(event.task).nbytes // 8 * 8 >= 50_000
+                    lane.release([event.task])
+        assert lane.status() == []
+        assert lane.store_status()["values"] == 0
+
+
+def test_orders_for_a_dead_worker_are_harmless(hosted: Any) -> None:
+    with hosted(2) as (host, lane):
+        host.add(0, t.inc, 1)
+        os.kill(lane.status()[0]["pid"], signal.SIGKILL)
+        for _ in range(50):
+            lane.run(1, [0])
+            lane.publish(1, 0)
+            lane.revoke(1, [0])
+            lane.drop(1, [0])
+            lane.flush()
+        host.next(WorkerDied, worker=1)
+        lane.run(1, [0])
+        lane.stop(1, kill=True)
+        lane.flush()
+        run(host, lane, 2, 0)
+        ran(host, 0)
+
+
+def test_what_tasks_have_started_dies_with_the_worker(hosted: Any) -> None:
+    with hosted() as (host, lane):
+        host.add(0, spawn_sleeper, wanted=True)
+        host.add(1, t.crash, "sigkill")
+        run(host, lane, 1, 0)
+        ran(host, 0)
+        child = psutil.Process(host.values[0])
+        run(host, lane, 1, 1)
+        host.next(WorkerDied)
+        t.wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def spawn_sleeper() -> int:
+    import subprocess
+    import sys
+
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid
+
+
+# --- the owner's end ----------------------------------------------------------------------------------------------------
+
+OWNER = """
+    import os, sys, time
+    sys.path.insert(0, {folder!r})
+    import conftest as hosting
+    from headrace import testing as t
+    with hosting._hosted(2) as (host, lane):
+        for worker, fn, args in ((1, {fn}, {args}), (2, t.hold, ({directory!r},))):
+            host.add(worker, fn, *args)
+            lane.run(worker, [worker])
+        lane.flush()
+        t.wait_for_start({directory!r})
+        print(*[status["pid"] for status in lane.status()], flush=True)
+        {end}
+"""
+
+
+def owner(tmp_path: Path, fn: str, args: str, end: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    folder = str(Path(__file__).parent)
+    program = textwrap.dedent(OWNER.format(folder=folder, fn=fn, args=args, directory=str(tmp_path), end=end))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    return process, workers
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.mark.parametrize(
+    ("fn", "args"),
+    [("sum", "(range(10**12),)"), ("t.slow", "(1, 60)"), ("t.burn", "(10**12,)")],
+    ids=["C", "sleep", "Python"],
+)
+def test_workers_are_gone_within_a_second_when_the_owner_is_killed(tmp_path: Path, fn: str, args: str) -> None:
+    process, workers = owner(tmp_path, fn, args, end="time.sleep(60)")
+    process.kill()
+    process.communicate()
+    t.wait_until(lambda: gone(workers), "the workers' end", timeout_s=1.0)
+
+
+def test_workers_are_gone_when_the_owner_ends_without_closing(tmp_path: Path) -> None:
+    process, workers = owner(tmp_path, "sum", "(range(10**12),)", end="os._exit(0)")
+    process.communicate()
+    t.wait_until(lambda: gone(workers), "the workers' end", timeout_s=1.0)
+
+
+def test_workers_are_gone_even_if_a_forked_child_of_the_owner_lives_on(tmp_path: Path) -> None:
+    end = "child = os.fork(); child or (time.sleep(60), os._exit(0)); print(child, flush=True); time.sleep(60)"
+    process, workers = owner(tmp_path, "sum", "(range(10**12),)", end=end)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        t.wait_until(lambda: gone(workers), "the workers' end", timeout_s=1.0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate()
+
+
+def test_what_tasks_have_started_does_not_outlive_the_owner(tmp_path: Path) -> None:
+    program = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    program += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"
+    process, workers = owner(tmp_path, "exec", f"({program!r},)", end="time.sleep(60)")
+    t.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    process.kill()
+    process.communicate()
+    t.wait_until(lambda: gone([*workers, child]), "the end of all", timeout_s=1.0)
+
+
+def test_close_kills_what_runs_and_may_be_repeated(hosted: Any, tmp_path: Path) -> None:
+    with hosted(2) as (host, lane):
+        host.add(0, t.hold, tmp_path)
+        run(host, lane, 1, 0)
+        t.wait_for_start(tmp_path)
+        before = time.monotonic()
+        lane.close()
+        lane.close()
+        assert time.monotonic() - before < 2
+        run(host, lane, 1, 0)
+        lane.launch([3])
+        assert lane.status() == []
+        assert not host.of(TasksRevoked)
