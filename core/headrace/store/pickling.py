@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from headrace.errors import UnpicklableError
+from headrace.errors import MustStayHere, UnpicklableError
 from headrace.store.arrays import reduce_array
 from headrace.store.sizes import estimate_size
 
@@ -52,6 +52,7 @@ def pack(obj: Any, name: str = "") -> Packed:
 
     Raises:
         UnpicklableError: it cannot be pickled; the message has the path to the culprit, ``__cause__`` the reason.
+        MustStayHere: the same, raised by a reducer: what holds the culprit must not leave this process.
     """
     buffers: list[memoryview] = []
     try:
@@ -72,7 +73,8 @@ def pack(obj: Any, name: str = "") -> Packed:
     except Exception as error:
         from headrace.store.culprit import describe
 
-        raise UnpicklableError(describe(obj, error, name)) from error
+        kind = MustStayHere if isinstance(error, MustStayHere) else UnpicklableError
+        raise kind(describe(obj, error, name)) from error
 
 
 def unpack(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
