@@ -282,9 +282,10 @@ def test_an_arena_that_is_dropped_closes_itself() -> None:
     Arena(1, MIB).put([memoryview(b"x")])  # the fixture sees a descriptor that is left
 
 
-def test_nobody_can_shrink_the_file_under_its_readers(arena: Arena) -> None:
+@pytest.mark.parametrize("size", [0, 512 * MIB])
+def test_nobody_can_resize_the_file_under_its_readers(arena: Arena, size: int) -> None:
     with pytest.raises(PermissionError):
-        os.ftruncate(arena.fd, 0)
+        os.ftruncate(arena.fd, size)
 
 
 def test_threads_share_an_arena(arena: Arena, atlas: Atlas) -> None:

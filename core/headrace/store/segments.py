@@ -87,7 +87,7 @@ class Arena:
         self._returned: deque[tuple[int, int]] = deque()
         self._free = RangeSet()
         self._warm = RangeSet()  # those free pages that the kernel has backed with memory already
-        self._unmapped = RangeSet()  # backed pages, free or not, that were written through the file and not the map
+        self._unmapped = RangeSet()  # pages, free or not, last made by a write to the file: not in our map yet
         self._free.add(0, self.capacity)
         self._high_water = 0
         self._puts = 0
@@ -158,7 +158,6 @@ class Arena:
                     break
                 kernel.punch(self._address + start, end - start)
                 self._warm.cut(start, end)
-                self._unmapped.cut(start, end)
                 given += end - start
         return given
 
