@@ -29,10 +29,15 @@ pytest_plugins = ["pytester"]
 GONE_WITHIN_S = 5.0
 MARK = f"HEADRACE_TEST_RUN={uuid.uuid4().hex}"
 """In the environment of every process that the tests start, so that orphans are recognised too."""
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = "/dev/shm"
 
-# One slow example on a busy machine is no failure; in CI the same examples every time.
-hypothesis.settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
+# Slowness on a busy machine is no failure; in CI the same examples every time.
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("default")
 
 
@@ -43,7 +48,7 @@ class Footprint:
     processes: dict[int, str]
     threads: dict[int, str]
     descriptors: dict[str, str]
-    files: dict[Path, str]
+    files: dict[str, str]
 
     @classmethod
     def take(cls) -> Footprint:
@@ -107,35 +112,37 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
-def _files() -> dict[Path, str]:
-    folders = (SHARED_MEMORY, Path(tempfile.gettempdir()))
-    return {path: str(path) for folder in folders if folder.exists() for path in folder.iterdir()}
+def _files() -> dict[str, str]:
+    folders = [folder for folder in (SHARED_MEMORY, tempfile.gettempdir()) if os.path.isdir(folder)]
+    paths = [f"{folder}/{name}" for folder in folders for name in os.listdir(folder)]
+    return dict(zip(paths, paths, strict=True))
 
 
 def _left_behind(before: Footprint) -> list[str]:
     """What is still there after a bounded wait; the garbage collector is asked only if something is."""
     end_s = time.monotonic() + GONE_WITHIN_S
-    while left := Footprint.take().beyond(before):
+    foreign: set[str] = set()
+    while left := [line for line in Footprint.take().beyond(before) if line not in foreign]:
         if time.monotonic() > end_s:
-            return [line for line in left if not _is_of_others(line)]
+            return left
+        foreign.update(_of_others([line for line in left if line.startswith(f"file: {SHARED_MEMORY}/")]))
         gc.collect()
         time.sleep(0.01)
     return []
 
 
-def _is_of_others(line: str) -> bool:
-    """True if a file in shared memory is mapped by a process that is not of this run: other programs use it too."""
-    path = line.removeprefix("file: ")
-    if not path.startswith(f"{SHARED_MEMORY}/"):
-        return False
+def _of_others(lines: list[str]) -> list[str]:
+    """Those files in shared memory that a process which is not of this run maps: other programs use it too."""
+    if not lines:
+        return []
     ours = {os.getpid(), *_processes()}
-    for process in psutil.process_iter():
+    mapped = ""
+    for pid in psutil.pids():
         try:
-            if process.pid not in ours and path in Path(f"/proc/{process.pid}/maps").read_text():
-                return True
-        except OSError:
+            mapped += "" if pid in ours else Path(f"/proc/{pid}/maps").read_text()
+        except OSError:  # it has ended
             continue
-    return False
+    return [line for line in lines if line.removeprefix("file: ") in mapped]
 
 
 def _close_default_runtime() -> None:
