@@ -75,11 +75,10 @@ def lost(baseline: Outcomes, candidate: Outcomes) -> list[str]:
     ]
 
 
-def vacuous(baseline: Outcomes, candidate: Outcomes, of_baseline: str, of_candidate: str, share: float = 0.8) -> bool:
+def vacuous(baseline: Outcomes, candidate: Outcomes, of_baseline: str, of_candidate: str, share: float) -> bool:
     """Whether the candidate executed too few graphs for its passes to mean anything.
 
-    Both runs have the same default, so they should execute the same number; a little less is granted, because computing
-    inside a task happens out of sight when the task runs in another process.
+    Both runs have the same default, so they should execute about the same number on it; ``share`` is how much of it.
     """
     wanted = graphs(baseline)[of_baseline]
     return wanted == 0 or graphs(candidate)[of_candidate] < share * wanted

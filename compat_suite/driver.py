@@ -99,7 +99,7 @@ def judge(recipe: Recipe, suite: Suite, lane: str, baseline: Run, candidate: Run
         if run.trouble:
             verdict.faults.append(f"the session on {name}: {run.trouble}")
     verdict.faults += [f"outlived the session: {command}" for command in candidate.leftovers]
-    if compare.vacuous(baseline.outcomes, candidate.outcomes, BASELINE.name, "headrace"):
+    if compare.vacuous(baseline.outcomes, candidate.outcomes, BASELINE.name, "headrace", suite.share):
         wanted = compare.graphs(baseline.outcomes)[BASELINE.name]
         verdict.faults.append(f"vacuous: {verdict.graphs} graphs on Headrace, {wanted} on the baseline")
     bound = suite.at_most.get(lane)

@@ -77,6 +77,9 @@ class Suite:
         workers: processes of pytest-xdist; 0 for none, which is what a comparison of times needs.
         timeout_s: for the whole session; a test has ``test_timeout_s``.
         replace_sync: whether the names of the synchronous scheduler mean the one under test (see ``plugin``).
+        share: the least part of the baseline's graphs that must run on Headrace, or the run is vacuous. Less than all,
+            because some tests call ``dask.threaded.get`` itself, and because computing inside a task happens out of
+            sight when the task runs in another process.
         at_most: lane → how many times the baseline's wall time it may take.
     """
 
@@ -88,6 +91,7 @@ class Suite:
     timeout_s: float = 1800.0
     test_timeout_s: float = 120.0
     replace_sync: bool = False
+    share: float = 0.9
     at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
     deselect: tuple[Deselection, ...] = ()
 

@@ -68,12 +68,12 @@ def test_a_run_that_used_something_else_is_vacuous() -> None:
     baseline = {"a": Outcome("passed", graphs={"threads": 10, "sync": 3})}
 
     def vacuous(**graphs: int) -> bool:
-        return compare.vacuous(baseline, {"a": Outcome("passed", graphs=graphs)}, "threads", "headrace")
+        return compare.vacuous(baseline, {"a": Outcome("passed", graphs=graphs)}, "threads", "headrace", 0.8)
 
     assert vacuous(threads=10)
     assert vacuous(headrace=7, threads=3)
     assert not vacuous(headrace=9)
-    assert compare.vacuous({}, {}, "threads", "headrace")
+    assert compare.vacuous({}, {}, "threads", "headrace", 0.8)
 
 
 def recipe(**suite: Any) -> Recipe:
