@@ -143,8 +143,9 @@ def test_recursion_and_memory_errors_are_ordinary_failures(hosted: Any) -> None:
 
 
 def test_what_tasks_print_appears_at_once_even_if_the_worker_is_killed(
-    hosted: Any, capfd: pytest.CaptureFixture[str]
+    hosted: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with hosted() as (host, lane):
         host.add(0, print, "to stdout")
         host.add(1, t.print_lines, "to stderr", error=True)
@@ -165,24 +166,22 @@ def test_workers_read_nothing_from_the_owner_s_stdin(hosted: Any) -> None:
         assert host.values[0] == ""
 
 
-def fork_and_come_back(how: str) -> int:
-    """The child leaves the task as if it were the worker."""
-    child = os.fork()
-    if child == 0:
-        if how == "raise":
-            raise KeyError("in the child")
-        return -1
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def run_child_process() -> int:
-    process = multiprocessing.get_context("fork").Process(target=os._exit, args=(5,))
-    process.start()
-    process.join()
-    return process.exitcode or 0
-
-
 def test_tasks_may_fork(hosted: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    def fork_and_come_back(how: str) -> int:
+        """The child leaves the task as if it were the worker."""
+        child = os.fork()
+        if child == 0:
+            if how == "raise":
+                raise KeyError("in the child")
+            return -1
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def run_child_process() -> int:
+        process = multiprocessing.get_context("fork").Process(target=os._exit, args=(5,))
+        process.start()
+        process.join()
+        return process.exitcode or 0
+
     with hosted() as (host, lane):
         host.add(0, t.fork_child, 7)
         host.add(1, fork_and_come_back, "return")
@@ -194,12 +193,11 @@ def test_tasks_may_fork(hosted: Any, capfd: pytest.CaptureFixture[str]) -> None:
         assert "KeyError: 'in the child'" in capfd.readouterr().err
 
 
-def leave_thread() -> bool:
-    threading.Thread(target=threading.Event().wait, daemon=False).start()
-    return True
-
-
 def test_tasks_may_start_threads_and_leave_them(hosted: Any) -> None:
+    def leave_thread() -> bool:
+        threading.Thread(target=threading.Event().wait, daemon=False).start()
+        return True
+
     with hosted() as (host, lane):
         host.add(0, t.start_thread, 5)
         host.add(1, leave_thread)
@@ -214,6 +212,10 @@ def test_tasks_may_start_threads_and_leave_them(hosted: Any) -> None:
 
 def test_tasks_may_change_directory_and_environment(hosted: Any, tmp_path: Path) -> None:
     (folder := tmp_path / "gone").mkdir()
+
+    def clear_environment() -> None:
+        os.environ.clear()
+
     with hosted() as (host, lane):
         host.add(0, t.change_directory, folder)
         host.add(1, os.rmdir, folder)
@@ -224,10 +226,6 @@ def test_tasks_may_change_directory_and_environment(hosted: Any, tmp_path: Path)
         assert host.values[3] == 2
         host.wait(lambda: lane.store_status()["values"])
         assert lane.load(4).nbytes == 1 << 20
-
-
-def clear_environment() -> None:
-    os.environ.clear()
 
 
 def test_in_worker_is_true_in_workers_only(hosted: Any) -> None:

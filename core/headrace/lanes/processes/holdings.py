@@ -74,12 +74,21 @@ class Holdings:
             if self._unwanted and task in self._unwanted:
                 self._unwanted.remove(task)
             else:
+                if task in self._values:
+                    self._replace(task)
                 self._values[task] = value
 
     def receive(self, task: int, plain: bool, value: Any) -> None:
         """Keeps what the owner sent: a value, or the parcel of one."""
         with self._lock:
+            self._replace(task)
             self._values[task] = value if plain else _Unopened(value)
+
+    def _replace(self, task: int) -> None:
+        """A value comes again: a copy was here, and now its task has run here, for example."""
+        before = self._values.get(task)
+        if type(before) is _Unopened:
+            self._answer(before.parcel)
 
     def get(self, task: int) -> Any:
         """The value of a task.

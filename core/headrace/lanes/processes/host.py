@@ -16,12 +16,15 @@ class Host(Protocol):
 
     def post(self, event: Event) -> None:
         """Something has happened."""
+        ...
 
     def deliver(self, task: int, value: Any) -> None:
         """A task's value is here; the event that says so follows."""
+        ...
 
     def fail(self, task: int, error: BaseException) -> None:
         """A task's exception is here; the event that says so follows."""
+        ...
 
     def call_of(self, task: int) -> tuple[Call, int]:
         """The task's call and the base of its job: the value of hole ``d`` is that of task ``base + d``.
@@ -29,9 +32,11 @@ class Host(Protocol):
         Raises:
             KeyError: the task is not known any more.
         """
+        ...
 
     def deps_of(self, task: int) -> tuple[int, ...]:
         """The ids of the tasks whose values it needs."""
+        ...
 
     def value_of(self, task: int) -> Any:
         """A value that is HERE.
@@ -39,9 +44,12 @@ class Host(Protocol):
         Raises:
             KeyError: it is not.
         """
+        ...
 
     def wanted(self, task: int) -> bool:
         """Whether the result is an output, to be sent along at once."""
+        ...
 
     def key_of(self, task: int) -> str:
         """The task's name, for messages."""
+        ...

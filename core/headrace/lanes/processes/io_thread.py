@@ -118,9 +118,9 @@ class IoThread:
         """A bug of ours, or of an observer, must not end this thread: then everything would wait for ever."""
         try:
             doing()
-        except BaseException:
+        except BaseException as error:
             if not self._closing:
-                sys.excepthook(*sys.exc_info())
+                sys.excepthook(type(error), error, error.__traceback__)
 
     def _patience_s(self) -> float | None:
         if not self._peers:
@@ -159,7 +159,7 @@ class IoThread:
             if peer.kill_at_s == NOW:
                 raise InterruptedError("it was stopped before")
             peer.link = launcher.launch(peer.number)
-        except OSError as error:
+        except Exception as error:
             peer.dead = True
             self._bury(peer, f"not started: {error}", 0)
             self._host.post(WorkerDied(peer.number, None, peer.stopping))

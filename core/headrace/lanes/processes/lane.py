@@ -195,6 +195,7 @@ class ProcessLane:
             peer.forget_in_child()
         self._peers.clear()
         self._io.forget_in_child()
+        self._publications.forget_in_child()
 
     # --- called back --------------------------------------------------------------------------------------------------
 
@@ -215,6 +216,8 @@ class ProcessLane:
         self._obituaries[peer.number] = reason, rss_bytes
         self._peers.pop(peer.number, None)
         self._publications.worker_died(peer.number)
+        if not self._peers:
+            self._publications.trim()  # nobody will, for some time
 
 
 def _forget_in_child() -> None:

@@ -97,9 +97,10 @@ class Peer:
         return None
 
     def _page(self) -> tuple[int, int]:
-        if self.link is None:
+        link = self.link
+        if link is None:
             return 0, 0
-        page = self.link.page
+        page = link.page
         return int.from_bytes(page[:_WORD], "little"), int.from_bytes(page[_WORD : 2 * _WORD], "little")
 
     def sample_memory(self) -> None:

@@ -24,6 +24,7 @@ from headrace.store.ledger import Ledger
 from headrace.store.pickling import Packed, pack, unpack
 from headrace.store.segments import Arena, Atlas
 
+_TRIM_AFTER_TURNS: Final = 10
 _MISSING: Final = object()
 
 
@@ -49,6 +50,8 @@ class Publications:
         self._atlas = Atlas()
         self._fds: dict[int, int] = {}
         self._dead: set[int] = set()
+        self._idle_turns = 0
+        self._is_closed = False
         self._closed_here: deque[tuple[int, int]] = deque()
         self._loaded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -183,13 +186,26 @@ class Publications:
                 self._reclaim(self._ledger.closed(self._segments[segment], reader))
 
     def tend(self) -> None:
-        """Looks which of the owner's own maps are gone. Called now and then."""
+        """Looks which of the owner's own maps are gone and what memory it does not need. Called twice a second or so."""
+        self._notice_closed()
+        idle = self._arena is not None and not self._ledger.place_bytes(HERE)
+        self._idle_turns = self._idle_turns + 1 if idle else 0
+        if self._idle_turns == _TRIM_AFTER_TURNS:
+            self.trim()
+
+    def trim(self) -> None:
+        """Gives memory that is not in use back to the system."""
+        with self._lock:
+            if self._arena is not None and not self._is_closed:
+                self._arena.trim()
+
+    def _notice_closed(self) -> None:
         if self._closed_here:
             self.closed(HERE, [self._closed_here.popleft() for _ in range(len(self._closed_here))])
 
     def release(self, tasks: Iterable[int]) -> None:
         """Nobody will ask for these values again; unpublished ones are ignored."""
-        self.tend()
+        self._notice_closed()
         with self._lock:
             for task in tasks:
                 self._loaded.pop(task, None)
@@ -250,9 +266,16 @@ class Publications:
         with self._lock:
             self._ledger.check()
 
+    def forget_in_child(self) -> None:
+        """In a forked child: keeps no descriptor, so no memory of the parent's. The store's own are closed already."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
     def close(self) -> None:
         """Lets go of everything; what is mapped in this process stays readable."""
         with self._lock:
+            self._is_closed = True
             self._atlas.close()
             for fd in self._fds.values():
                 os.close(fd)

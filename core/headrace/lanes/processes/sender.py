@@ -62,27 +62,31 @@ class Sender:
         """
         events: list[Event] = []
         emptied = True
-        # Looks again after it has let go: what came while it sent was left to it.
-        while peer.outbox and peer.link is not None and peer.sending.acquire(blocking=False):
-            try:
-                while peer.outbox and peer.link is not None:
-                    emptied = self._send_frame(peer, events)
-            finally:
-                peer.sending.release()
+        try:
+            # Looks again after it has let go: what came while it sent was left to it.
+            while peer.outbox and peer.link is not None and peer.sending.acquire(blocking=False):
+                try:
+                    while peer.outbox and peer.link is not None:
+                        emptied = self._send_frame(peer, events)
+                finally:
+                    peer.sending.release()
+        except BaseException:
+            # Ctrl-C can come between any two steps. Nobody knows what the worker was told, so it goes, and whoever
+            # needs it hears that it died, as expected.
+            peer.stopping = True
+            peer.kill()
+            raise
         return events, emptied
 
     def _send_frame(self, peer: Peer, events: list[Event]) -> bool:
         frame = _Frame()
         self._follow(peer, frame)
-        try:
-            while peer.outbox and frame.tasks < _FRAME_TASKS:
-                self._encode(peer, frame, peer.outbox.popleft(), events)
-        finally:
-            if frame.records:
-                frame.ops.append((wire.RUN, frame.records))
-            link = peer.link
-            sent = link is None or not frame.ops or link.channel.send(frame.ops, frame.descriptors)
-        return sent
+        while peer.outbox and frame.tasks < _FRAME_TASKS:
+            self._encode(peer, frame, peer.outbox.popleft(), events)
+        if frame.records:
+            frame.ops.append((wire.RUN, frame.records))
+        link = peer.link
+        return link is None or not frame.ops or link.channel.send(frame.ops, frame.descriptors)
 
     def _follow(self, peer: Peer, frame: _Frame) -> None:
         """The worker looks for files and modules where the owner does."""
@@ -125,7 +129,7 @@ class Sender:
 
     def _encode_tasks(self, peer: Peer, frame: _Frame, tasks: Sequence[int], events: list[Event]) -> None:
         records, at = frame.records, peer.at
-        for i, task in enumerate(tasks):
+        for task in tasks:
             try:
                 records.append(self._encode_task(peer, frame, task))
                 at[task] = SENT
@@ -137,7 +141,6 @@ class Sender:
                 events.append(TaskUnpicklable(task, peer.number, must_stay(error)))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                    peer.outbox.appendleft((wire.RUN, tasks[i:]))
                     raise
                 self._host.fail(task, error)
                 events.append(TaskRaised(task, HERE))

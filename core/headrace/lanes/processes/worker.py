@@ -38,6 +38,7 @@ from headrace.lanes.processes.failures import describe_failure, format_traceback
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.holdings import Holdings, NotHereError, packed_bytes
 from headrace.lanes.processes.meter import Meter
+from headrace.lanes.processes.surroundings import flush_output, follow_owner, raise_again, write_lines_at_once
 from headrace.lanes.processes.wire import Channel, Op, Parcel, Record
 from headrace.store.pickling import estimate_size, pack
 
@@ -62,6 +63,7 @@ def main(socket_fd: int, page_fd: int, life_fd: int, place: int) -> NoReturn:
     global _in_worker
     _in_worker = True
     die_with_owner(life_fd)
+    write_lines_at_once()
     channel = Channel(socket.socket(fileno=socket_fd))
     for fd in (socket_fd, life_fd):
         os.set_inheritable(fd, False)
@@ -91,7 +93,7 @@ class Worker:
         self._small_bytes = 0
         self._holdings = Holdings(place, self._announce_arena)
         self._functions: dict[int, Any] = {}
-        self._queue: SimpleQueue[list[Record] | Callable[[], None]] = SimpleQueue()
+        self._queue: SimpleQueue[list[Record] | Callable[[], object]] = SimpleQueue()
         self._pending: dict[int, Record] = {}
         self._current = _NOBODY
         self._outbox: deque[Op] = deque()
@@ -219,7 +221,7 @@ class Worker:
         except BaseException as error:
             if type(parcel) is tuple and len(parcel) == 5:
                 # Its segment may be free by now. Others stay unopened: a missing module may be there next time.
-                self._functions[number] = functools.partial(_raise, error)
+                self._functions[number] = functools.partial(raise_again, error)
             raise
         self._functions[number] = fn
         return fn
@@ -272,14 +274,14 @@ class Worker:
         """A child forked by a task came back out of it: there is nothing here for it to do."""
         if error is not None:
             sys.stderr.write(format_traceback(error))
-        _flush_output()
+        flush_output()
         os._exit(error is not None)
 
     def _stop(self) -> NoReturn:
         self._outbox.append((wire.LEAVING,))
         self._rest()
         atexit._run_exitfuncs()
-        _flush_output()
+        flush_output()
         # Not sys.exit: it would wait for threads that tasks have left behind.
         os._exit(0)
 
@@ -354,7 +356,7 @@ class Worker:
 
     def _forget_functions(self, numbers: Sequence[int]) -> None:
         # In the order of the queue: tasks that use them may still be in it.
-        self._queue.put(lambda: _forget(self._functions, numbers))
+        self._queue.put(lambda: [self._functions.pop(number, None) for number in numbers])
 
     def _enqueue(self, records: list[Record]) -> None:
         for record in records:
@@ -381,30 +383,3 @@ class Worker:
     def _revoke(self, tasks: Sequence[int]) -> None:
         self._give_back([task for task in tasks if self._pending.pop(task, None) is not None])
         self._send()
-
-
-def follow_owner(path: list[str], directory: str | None) -> None:
-    """Takes over the owner's ``sys.path`` and working directory."""
-    sys.path[:] = path
-    if directory is not None:
-        try:
-            os.chdir(directory)
-        except OSError:
-            pass  # it was removed; whoever needs it will say so
-
-
-def _forget(functions: dict[int, Any], numbers: Sequence[int]) -> None:
-    for number in numbers:
-        functions.pop(number, None)
-
-
-def _raise(error: BaseException, *_args: Any, **_kwargs: Any) -> NoReturn:
-    raise error
-
-
-def _flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:
-            pass
