@@ -32,7 +32,7 @@ demo: $(VENV)/.bench
 	$(BIN)/headrace bench --demo $(BENCH_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/headrace bench $(BENCH_ARGS)
+	$(BIN)/headrace bench --json out/bench.json --chart out/bench.png $(BENCH_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
