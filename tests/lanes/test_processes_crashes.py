@@ -133,17 +133,25 @@ def test_an_idle_worker_s_death_blames_nobody(hosted: Any) -> None:
 
 def test_everything_that_a_worker_has_said_is_heard_before_its_death(hosted: Any) -> None:
     with hosted() as (host, lane):
-        count = 3000
-        for i in range(count):
-            host.add(i, t.make_bytes, 1000, i % 256, wanted=True)
-        host.add(count, t.crash, "sigkill")
-        # So that the messages wait in the socket: nobody reads while the first event is handled.
-        host.on_event = lambda event: time.sleep(0.5) if not host.of(WorkerRan) else None
-        run(host, lane, 1, *range(count + 1))
-        assert host.next(WorkerDied) == WorkerDied(1, running=count)
+        for i in range(2000):
+            host.add(i, t.inc, i)
+        host.add(2000, t.crash, "sigkill")
+        peer = lane._peers[1]
+
+        def wait_for_death(event: Any) -> None:
+            """Keeps the io thread until the worker is dead, and has it hear of the death first."""
+            if isinstance(event, WorkerRan) and not host.of(WorkerRan):
+                process = psutil.Process(peer.link.process.pid)
+                t.wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+                lane._io._selector.unregister(peer.link.channel)
+
+        host.on_event = wait_for_death
+        run(host, lane, 1, *range(2001))
+        assert host.next(WorkerDied) == WorkerDied(1, running=2000)
         told = {s.task for e in host.of(WorkerRan) for s in e.spans}
         assert told == set(host.values)
-        assert len(told) >= count - 512  # but for the last, which may not have been sent
+        assert len(told) >= 2000 - 256  # the last ones may not have been sent
+        assert len(told) > len(host.of(WorkerRan)[0].spans)
         assert host.story()[-1] == "WorkerDied"
 
 

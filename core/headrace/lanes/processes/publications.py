@@ -186,7 +186,7 @@ class Publications:
                 self._reclaim(self._ledger.closed(self._segments[segment], reader))
 
     def tend(self) -> None:
-        """Looks which of the owner's own maps are gone and what memory it does not need. Called twice a second or so."""
+        """Looks which of the owner's own maps are gone and what memory is idle. Called twice a second or so."""
         self._notice_closed()
         idle = self._arena is not None and not self._ledger.place_bytes(HERE)
         self._idle_turns = self._idle_turns + 1 if idle else 0
