@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ recorders: list[list[Record]] = []
 STATUS_NAME = "headrace-status"
 REFRESH_S = 0.25
 SHOWN_TASKS = 50
+COUNTED_TASKS = 20_000
+"""The status is taken under the runtime's lock: of a very large graph only the first tasks are looked at."""
 
 
 def record(entries: Iterable[Record]) -> None:
@@ -130,7 +133,7 @@ def status(
     machine: Machine, settings: Settings, key_of: Callable[[int], str], lane: ProcessLane | None
 ) -> dict[str, Any]:
     """What runs where, what each waiting task waits for, and what the store holds. Called under the runtime's lock."""
-    tasks = list(machine.tasks.values())
+    tasks = list(islice(machine.tasks.values(), COUNTED_TASKS))
     counts = dict.fromkeys(STATE_NAMES, 0)
     for task in tasks:
         counts[STATE_NAMES[task.state]] += 1

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import dataclasses
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections import deque
@@ -137,6 +139,10 @@ class Runtime(Executor):
 
     def __init__(self, settings: config.Settings | None = None, **arguments: Any) -> None:
         self.settings = settings if settings is not None else config.resolve(arguments)
+        worker = sys.modules.get("headrace.lanes.processes.worker")
+        self._in_worker = worker is not None and worker.in_worker()  # the cores are taken: no pool inside a pool
+        if self._in_worker:
+            self.settings = dataclasses.replace(self.settings, lane="inline")
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -200,12 +206,14 @@ class Runtime(Executor):
             WorkerDied: a task took down ``settings.max_deaths`` workers.
             UnpicklableError: lane ``processes`` is forced and a task or a result cannot travel.
         """
-        job, event = self._open(graph, lane, limit, observer)
         restore = self._shield_interrupts()
+        job: _Job | None = None
         try:
+            job, event = self._open(graph, lane, limit, observer)
             failure = self._drive(job, event)
         except BaseException:
-            self._abandon(job)
+            if job is not None:
+                self._abandon(job)
             raise
         finally:
             restore()
@@ -224,6 +232,8 @@ class Runtime(Executor):
         lane = lane or self.settings.lane
         if lane not in config.LANES:
             raise config.ConfigError(f"lane must be one of {', '.join(config.LANES)}, not {lane!r}")
+        if self._in_worker:
+            lane = "inline"
         size = len(graph.calls)
         blocks = (size >> BLOCK_BITS) + 1
         with self._lock:
