@@ -2,15 +2,19 @@
 
 A task goes through these states (``TRANSITIONS`` is the whole truth; ``check`` verifies what holds in each)::
 
-    WAITING ──deps done──> READY ──> HERE (in the batch of a slot) ──> DONE
-       ^  ^                  │ └───> AWAY (in the queue of a worker) ─> DONE
-       │  └── value lost ────│──────────────────────────────────────────┘
+    WAITING ──deps done──> READY ──> HERE_QUEUED (in the batch of a slot) ──> DONE
+       ^  ^                  │ └───> AWAY (in the queue of a worker) ───────> DONE
+       │  └── value lost ────│──────────────────────────────────────────────────┘
        │                     └─────> FETCHING (an input is on its way) ─> READY
-       └── returned, worker died ──── HERE, AWAY
+       └── returned, worker died ──── HERE_QUEUED, AWAY
     any but DONE ──> FAILED, CANCELLED
+
+A task that needs nothing but its predecessors in the same batch or queue goes there straight from WAITING.
 """
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from headrace.sched.policy import Family
 
@@ -20,29 +24,29 @@ TRANSITIONS: dict[int, frozenset[int]] = {
     WAITING: frozenset({READY, HERE_QUEUED, AWAY, FAILED, CANCELLED}),
     READY: frozenset({WAITING, FETCHING, HERE_QUEUED, AWAY, FAILED, CANCELLED}),
     FETCHING: frozenset({READY, WAITING, FAILED, CANCELLED}),
-    HERE_QUEUED: frozenset({DONE, READY, WAITING, FAILED, CANCELLED}),
-    AWAY: frozenset({DONE, READY, WAITING, FAILED, CANCELLED}),
-    DONE: frozenset({WAITING, READY}),
+    HERE_QUEUED: frozenset({DONE, WAITING, FAILED, CANCELLED}),
+    AWAY: frozenset({DONE, WAITING, FAILED, CANCELLED}),
+    DONE: frozenset({WAITING}),
     FAILED: frozenset(),
     CANCELLED: frozenset(),
 }
 
 
 class Task:
-    """One task. A class with slots and plain ints, not a dataclass: a million of these are made in a few seconds."""
+    """One task. A class with slots and plain ints, not a dataclass: a million of these are made in a few seconds.
+
+    A task that is DONE and whose value is neither ``here`` nor at any worker has been released.
+    """
 
     __slots__ = (
         "consumers",
-        "deaths",
         "dependents",
         "deps",
         "family",
-        "fetches",
         "here",
         "id",
         "job",
         "pinned",
-        "released",
         "size",
         "state",
         "waiting",
@@ -50,23 +54,20 @@ class Task:
         "workers",
     )
 
-    def __init__(self, id: int, job: Job, deps: tuple[Task, ...], family: Family) -> None:
+    def __init__(self, id: int, job: Job, deps: tuple[Task, ...], family: Family, state: int = WAITING) -> None:
         self.id = id
         self.job = job
-        self.deps = deps
-        self.dependents: list[Task] = []
+        self.deps = deps  # emptied once a future can neither be lost nor run again
+        self.dependents: list[Task] | None = None
         self.family = family
-        self.state = WAITING
-        self.waiting = len(deps)  # dependencies that are not DONE
-        self.consumers = 0  # dependents that are not DONE: they still need the value
+        self.state = state
+        self.waiting = len(deps)  # dependencies that are not DONE; means nothing once the task is DONE
+        self.consumers = 0  # dependents that still need the value: not DONE, or, of a future, not settled (values.py)
         self.wanted = False  # the caller wants the value
         self.here = False  # the value is HERE, or published: every process can get at it
-        self.workers: set[int] | None = None  # workers that hold a private copy of the value
-        self.released = False  # DONE, and the value is forgotten
+        self.workers: Set[int] | None = None  # workers that hold a private copy of the value
         self.size = -1
         self.pinned = False
-        self.deaths = 0
-        self.fetches = 0  # inputs that must be published before it can be placed
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {STATE_NAMES[self.state]}>"
@@ -79,14 +80,17 @@ class Job:
         "away",
         "caller",
         "engaged",
+        "free",
         "futures",
-        "here",
+        "gil",
         "id",
         "lane",
         "limit",
         "nested",
         "open",
+        "quick",
         "quick_slot",
+        "roomy",
         "spread",
         "tasks",
         "wide",
@@ -99,24 +103,33 @@ class Job:
         self.caller = caller
         self.nested = nested
         self.futures = futures
-        self.tasks: list[Task] = []
-        # Heaps of ids that may be READY. Entries go stale and are dropped when popped; an id may stand in several.
-        self.here: list[int] = []
+        self.tasks: list[Task] = []  # of futures none: they come and go
+        # Heaps of ids that may be READY, one for each kind of place (``placement.heap_of``). Entries go stale, and a task may
+        # belong in another heap by now: both is put right when the entry comes to the top.
+        self.quick: list[int] = []
+        self.free: list[int] = []
         self.wide: list[int] = []
+        self.gil: list[int] = []
         self.away: list[int] = []
         self.open = 0  # wanted values that are not HERE yet
-        self.engaged: set[Slot | Worker] = set()  # who is busy with its tasks; never more than ``limit``
+        self.engaged: dict[Slot | Worker, None] = {}  # who is busy with its tasks; never more than ``limit``
+        self.roomy: dict[Worker, None] = {}  # those engaged workers that have room in their queue
         self.quick_slot: Slot | None = None  # quick tasks hold the GIL by being Python: one slot at a time runs them
-        self.spread: set[Task] = set()  # tasks with copies at workers
+        self.spread: dict[Task, None] = {}  # tasks with copies at workers
 
     def may_engage(self, who: Slot | Worker) -> bool:
         return len(self.engaged) < self.limit or who in self.engaged
+
+    @property
+    def hungry(self) -> bool:
+        """Whether any of its tasks may be READY."""
+        return bool(self.quick or self.free or self.wide or self.gil or self.away)
 
 
 class Slot:
     """A thread of this process that runs tasks: a pool thread, or the caller that waits for a job."""
 
-    __slots__ = ("batch", "caller", "gil", "id", "job", "solo", "wide")
+    __slots__ = ("batch", "caller", "gil", "id", "job", "solo", "stalled", "wide")
 
     def __init__(self, id: int, caller: bool = False) -> None:
         self.id = id
@@ -126,19 +139,23 @@ class Slot:
         self.solo = False  # nothing else has run in this process since its batch began
         self.wide = False  # runs a task that is parallel inside
         self.gil = False  # runs a task that holds the GIL
+        self.stalled = False  # has been at one task for long, which may be waiting for another
 
 
 class Worker:
     """A worker process."""
 
-    __slots__ = ("holds", "id", "idle_since", "load_s", "queue", "revoking", "stopping", "up")
+    __slots__ = ("alone", "heard", "holds", "id", "idle_since", "jobs", "load_s", "queue", "revoking", "stopping", "up")
 
     def __init__(self, id: int, now: float) -> None:
         self.id = id
+        self.alone: frozenset[int] = frozenset({id})
         self.up = False
         self.stopping = False
-        self.queue: dict[int, float] = {}  # task ids in the order in which it will run them, with their expected seconds
+        self.queue: dict[int, tuple[Task, float]] = {}  # in the order in which it will run them, with expected seconds
         self.load_s = 0.0
-        self.holds: set[Task] = set()  # values it has, its own results and copies of inputs
+        self.jobs: dict[Job, int] = {}  # open jobs → how many of their tasks are in the queue
+        self.holds: dict[Task, None] = {}  # values it has, its own results and copies of inputs
         self.idle_since = now
-        self.revoking = False
+        self.heard = now  # when it last made progress, or began
+        self.revoking = False  # was asked to give tasks back, and has made no progress since

@@ -1,0 +1,288 @@
+"""The worker processes: what they are given, and when they are started and stopped.
+
+Rules:
+
+1. Workers have a short queue ahead (``ahead_s`` of expected work), because they are far away. A task goes to the worker that
+   holds most of its input unless that has more to do than moving the input would cost; consecutive tasks, which are siblings
+   in depth-first order, go together, and a chain or the top of a small tree goes with them ("absorbed": it needs nothing but
+   its predecessors in the same queue, so it could not run anywhere else sooner).
+2. No more than the job's limit of slots and workers are engaged for a job.
+3. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it has
+   made progress, so no task can move to and fro for ever.
+
+Nothing here looks at all workers: ``roomy``, ``idle`` and ``victims`` are kept up to date by ``note_room``.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from headrace.sched import commands as c
+from headrace.sched.heaps import head, heap_of
+from headrace.sched.policy import HOLDS, Family
+from headrace.sched.state import AWAY, DONE, READY, WAITING, Job, Task, Worker
+from headrace.sched.values import copied, fetch
+
+if TYPE_CHECKING:
+    from headrace.sched.machine import Machine
+
+AWAY_BATCH = 256
+QUEUE_LENGTH = 4 * AWAY_BATCH
+GUESS_S = 0.003
+"""What a task of a family is expected to take as long as none has run."""
+STEAL_ABOVE_S = 0.003
+"""A queue with less expected work than this behind its head is not worth a round trip."""
+LATE_S = 0.1
+"""A worker that says nothing for this long takes longer than expected, whatever its queue looks like."""
+TRIP_S, COPY_BYTES_PER_S, UNKNOWN_BYTES = 0.001, 1e9, 1 << 20
+"""What moving a value costs: a round trip, and its copy into shared memory."""
+
+
+def place_away(m: Machine, job: Job) -> None:
+    """Queues tasks of a job at workers as long as both are there."""
+    while m.roomy:
+        task = head(m, job.away)
+        if task is None:
+            return
+        worker = _choose(m, job, task)
+        if worker is None:
+            return
+        heappop(job.away)
+        _fill(m, job, worker, task)
+
+
+def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
+    """The worker where the task is likely to start first, its inputs included; None if no worker may take it now."""
+    if len(job.engaged) >= job.limit:
+        spare = next(iter(job.roomy), None)
+    else:
+        spare = next(iter(m.idle_workers or m.roomy), None)
+    best, size = _holder(m, task)
+    if best is None or best.stopping or not job.may_engage(best):
+        return spare
+    if best not in m.roomy and (best.load_s >= 2.0 * m.ahead_s or len(best.queue) >= QUEUE_LENGTH):
+        return spare
+    if spare is None or best.load_s <= spare.load_s + TRIP_S + size / COPY_BYTES_PER_S:
+        return best
+    return spare
+
+
+def _holder(m: Machine, task: Task) -> tuple[Worker | None, int]:
+    """The worker that holds most of the input that can be had nowhere else, and how many bytes that is."""
+    best, most = None, -1
+    sizes: dict[int, int] = {}
+    for dep in task.deps:
+        if not dep.here:
+            for number in dep.workers or ():
+                size = sizes[number] = sizes.get(number, 0) + (dep.size if dep.size >= 0 else UNKNOWN_BYTES)
+                if size > most:
+                    best, most = m.workers[number], size
+    return best, most
+
+
+def _fill(m: Machine, job: Job, worker: Worker, task: Task) -> None:
+    """Queues a task, and what naturally goes with it, at a worker."""
+    fair = -(-(len(job.away) + 1) // (2 * len(m.roomy) + 2))  # leave something for the others, and for next time
+    full_s = 2.0 * m.ahead_s
+    batch: list[int] = []
+    pending: dict[Task, int] = {}
+    current: Task | None = task
+    while current is not None:
+        cost = expected_s(current.family)
+        if current.state == READY:
+            if batch and (fair <= 0 or cost > m.ahead_s or _belongs_elsewhere(worker, current)):
+                heappush(job.away, current.id)
+                break
+            fair -= 1
+            if not fetch(m, current, worker):
+                _enqueue(m, job, worker, current, cost, batch, pending)
+        elif _is_absorbable(worker, current):
+            _enqueue(m, job, worker, current, cost, batch, pending)
+        if len(batch) >= AWAY_BATCH or worker.load_s >= full_s:
+            break
+        current = _next(m, job, pending)
+    if batch:
+        m.out.append(c.RunAt(worker.id, batch))
+    m.roomy.pop(worker, None)  # to the end of the line
+    job.roomy.pop(worker, None)
+    note_room(m, worker)
+
+
+def _next(m: Machine, job: Job, pending: dict[Task, int]) -> Task | None:
+    """Takes the first task of the heap that is ready and belongs there, or that may follow its predecessors in the batch."""
+    heap, tasks = job.away, m.tasks
+    while heap:
+        task = tasks.get(heappop(heap))
+        if task is None:
+            continue
+        if task.state == READY:
+            right = heap_of(m, task)
+            if right is heap:
+                return task
+            heappush(right, task.id)
+        elif pending and task.state == WAITING and pending.get(task) == task.waiting:
+            return task
+    return None
+
+
+def expected_s(family: Family) -> float:
+    """What a task of a family is expected to cost at a worker."""
+    return family.remote_s or family.wall_s or GUESS_S
+
+
+def _belongs_elsewhere(worker: Worker, task: Task) -> bool:
+    return any(not dep.here and dep.workers and worker.id not in dep.workers for dep in task.deps)
+
+
+def _is_absorbable(worker: Worker, task: Task) -> bool:
+    """What is not done is before it in the same batch; but what is done may be somewhere else."""
+    return all(d.state != DONE or d.here or (d.workers and worker.id in d.workers) for d in task.deps)
+
+
+def _enqueue(
+    m: Machine, job: Job, worker: Worker, task: Task, cost: float, batch: list[int], pending: dict[Task, int]
+) -> None:
+    task.state = AWAY
+    if not worker.queue:
+        worker.heard = m.now
+    worker.queue[task.id] = (task, cost)
+    worker.load_s += cost
+    count = worker.jobs.get(job, 0)
+    worker.jobs[job] = count + 1
+    if count == 0:
+        job.engaged[worker] = None
+    batch.append(task.id)
+    for dep in task.deps:
+        if dep.state == DONE:
+            copied(dep, worker)
+    if task.dependents is not None and len(task.dependents) == 1:
+        _offer(m, job, task.dependents[0], pending)
+
+
+def _offer(m: Machine, job: Job, dependent: Task, pending: dict[Task, int]) -> None:
+    """One dependency of this task has just been put in a batch; if that was the last one open, it may follow in it."""
+    if dependent.state != WAITING or dependent.pinned or (job.lane == "auto" and not dependent.family.movable):
+        return
+    count = pending[dependent] = pending.get(dependent, 0) + 1
+    if count == dependent.waiting:
+        heappush(job.away, dependent.id)
+
+
+def dequeue(m: Machine, worker: Worker, number: int) -> Task | None:
+    """A task is in a worker's queue no longer. ``note_room`` must follow."""
+    entry = worker.queue.pop(number, None)
+    if entry is None:
+        return None
+    task, cost = entry
+    worker.load_s -= cost
+    count = worker.jobs.get(task.job)
+    if count == 1:
+        del worker.jobs[task.job]
+        task.job.engaged.pop(worker, None)
+        task.job.roomy.pop(worker, None)
+    elif count is not None:
+        worker.jobs[task.job] = count - 1
+    if not worker.queue:
+        worker.load_s = 0.0
+        worker.idle_since = m.now
+    return task
+
+
+# ---- who has room, who has nothing, who has too much
+
+
+def has_room(m: Machine, worker: Worker) -> bool:
+    return len(worker.queue) < 2 or (worker.load_s < m.ahead_s and len(worker.queue) < QUEUE_LENGTH)
+
+
+def note_room(m: Machine, worker: Worker) -> None:
+    """Files a worker whose queue or state has changed."""
+    usable = worker.up and not worker.stopping
+    if usable and has_room(m, worker):
+        m.roomy[worker] = None
+        for job in worker.jobs:
+            job.roomy[worker] = None
+    else:
+        m.roomy.pop(worker, None)
+        for job in worker.jobs:
+            job.roomy.pop(worker, None)
+    if usable and not worker.queue:
+        m.idle_workers[worker] = None
+    else:
+        m.idle_workers.pop(worker, None)
+    if usable and not worker.revoking and len(worker.queue) > 1 and _behind_head_s(worker) >= STEAL_ABOVE_S:
+        m.victims[worker] = None
+    else:
+        m.victims.pop(worker, None)
+
+
+def _behind_head_s(worker: Worker) -> float:
+    _, cost = next(iter(worker.queue.values()))
+    return worker.load_s - cost
+
+
+def steal(m: Machine) -> None:
+    """Asks a worker for half of what it has not begun, if another worker, or this process, has nothing to do."""
+    thief = next(iter(m.idle_workers), None)
+    if thief is None and (m.busy or not m.idle):
+        return
+    victim = next(iter(m.victims))
+    victim.revoking = True
+    del m.victims[victim]
+    entries = iter(victim.queue.values())
+    next(entries)
+    loose = [task for task, _ in entries if task.state == AWAY and task.waiting == 0 and _suits(m, task, thief)]
+    taken = dict.fromkeys(loose[len(loose) // 2 :])
+    if not taken:
+        return
+    for task, _ in victim.queue.values():
+        if task.waiting and any(dep in taken for dep in task.deps):
+            taken[task] = None
+    m.out.append(c.Revoke(victim.id, [number for number, (task, _) in victim.queue.items() if task in taken]))
+
+
+def _suits(m: Machine, task: Task, thief: Worker | None) -> bool:
+    job = task.job
+    if thief is not None:
+        return job.may_engage(thief)
+    return job.lane == "auto" and len(job.engaged) < job.limit and all(dep.here for dep in task.deps)
+
+
+# ---- starting and stopping
+
+
+def launch(m: Machine, job: Job) -> None:
+    """Starts workers in the background when there is work for them."""
+    target = min(job.limit, m.cores) if job.lane == "processes" else max(1, m.cores - 1)
+    if m.live >= target or m.failed_starts >= m.max_deaths:
+        return
+    task = head(m, job.away)
+    if task is None or (job.lane == "auto" and task.family.kind != HOLDS):
+        return
+    numbers = tuple(range(m.next_worker, m.next_worker + min(target - m.live, len(job.away))))
+    for number in numbers:
+        m.workers[number] = Worker(number, m.now)
+    m.next_worker += len(numbers)
+    m.live += len(numbers)
+    m.out.append(c.Launch(numbers))
+
+
+def stop(m: Machine, worker: Worker, kill: bool) -> None:
+    worker.stopping = True
+    m.live -= 1
+    m.up -= worker.up
+    note_room(m, worker)
+    m.out.append(c.Stop(worker.id, kill))
+
+
+def leave_workers(m: Machine, job: Job) -> None:
+    """The job ends: what workers have not begun of it should not run."""
+    for worker in list(job.engaged):
+        if isinstance(worker, Worker):
+            del worker.jobs[job]
+            if not worker.stopping:
+                queued = [number for number, (task, _) in worker.queue.items() if task.job is job]
+                m.out.append(c.Revoke(worker.id, queued))
+    job.engaged = {}
+    job.roomy = {}

@@ -1,0 +1,271 @@
+"""The slots of this process: what they are given, and what they report.
+
+Rules of lane ``auto``, which ``heaps.heap_of`` prepares: quick tasks go in batches to one slot of the job at a time, the
+caller's if it is idle; a wide task starts when nothing else runs here, and nothing else starts beside it; of tasks that hold
+the GIL one runs here. Forced lanes keep the first rule only, and threads without the caller. The caller of a nested job has left a
+slot to wait here, so it may run whatever the job has when no rule lets anything else run: else all could wait for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from headrace.sched import commands as c
+from headrace.sched import events as e
+from headrace.sched.heaps import head, heap_of
+from headrace.sched.policy import HOLDS, QUICK, WIDE
+from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
+from headrace.sched.values import done, fetch, unplace
+
+if TYPE_CHECKING:
+    from headrace.sched.machine import Machine
+
+QUICK_BATCH, QUICK_BUDGET_S = 1024, 0.005
+UNKNOWN_BATCH = 16
+"""A batch of a slot: long enough to make the bookkeeping cheap, short enough to give memory back and to change course."""
+
+Choice = tuple[Slot, Task, list[int]]
+"""A slot, the task it should begin with, and the heap on top of which that stands."""
+
+
+# ---- placing
+
+
+def place_here(m: Machine, job: Job) -> None:
+    """Fills slots with tasks of a job as long as both are there and the rules allow it."""
+    while len(job.engaged) < job.limit:
+        choice = _choose_inline(m, job) if job.lane == "inline" else _choose(m, job)
+        if choice is None:
+            return
+        slot, task, heap = choice
+        heappop(heap)
+        if not fetch(m, task, None):
+            _fill(m, job, slot, task, quick=heap is job.quick)
+
+
+def _choose_inline(m: Machine, job: Job) -> Choice | None:
+    caller = job.caller
+    if caller is None and m.idle and not any(not slot.stalled for slot in m.busy):
+        caller = m.idle[-1]
+    if caller is None or caller.batch:
+        return None
+    task = head(m, job.quick)
+    return None if task is None else (caller, task, job.quick)
+
+
+def _choose(m: Machine, job: Job) -> Choice | None:
+    caller = job.caller if job.caller is not None and not job.caller.batch else None
+    pool = m.idle[-1] if m.idle else None
+    best: Choice | None = None
+    if m.wide == 0 or job.futures or job.lane != "auto":
+        if job.quick and job.quick_slot is None:
+            slot = caller if caller is not None and (job.lane == "auto" or job.nested) else pool
+            best = _better(m, job.quick, slot, best)
+        if pool is not None:
+            best = _better(m, job.free, pool, best)
+            if m.gil == 0 or job.futures:
+                best = _better(m, job.gil, pool, best)
+                if job.lane == "auto":
+                    best = _better(m, job.away, pool, best)
+            best = _better(m, job.wide, pool, best)
+            if best is not None and best[2] is job.wide and m.busy:
+                best = None  # its turn, but not alone yet: whatever comes after it waits as well, or it would wait for ever
+    if best is None and job.nested and caller is not None:
+        for heap in (job.quick, job.free, job.wide, job.gil, job.away if job.lane == "auto" else []):
+            best = _better(m, heap, caller, best)
+    return best
+
+
+def _better(m: Machine, heap: list[int], slot: Slot | None, best: Choice | None) -> Choice | None:
+    """The choice with the lower id."""
+    if slot is None or not heap:
+        return best
+    task = head(m, heap)
+    if task is None or (best is not None and best[1].id < task.id):
+        return best
+    if heap is task.job.away and not _may_stay(m, task):
+        return best
+    return slot, task, heap
+
+
+def _may_stay(m: Machine, task: Task) -> bool:
+    """Whether a task meant for workers may run here: its inputs are here, or the workers that have them are overloaded."""
+    for dep in task.deps:
+        if not dep.here:
+            for number in dep.workers or ():
+                if m.workers[number].load_s <= 2.0 * m.ahead_s:
+                    return False
+    return True
+
+
+def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
+    """Gives an idle slot its next batch, beginning with a task."""
+    kind = task.family.kind
+    m.out.append(command := c.RunHere(slot.id, job.id, [task.id], QUICK_BUDGET_S if quick else 0.0))
+    task.state = HERE_QUEUED
+    slot.batch = [task]
+    if quick:
+        job.quick_slot = slot
+        size = QUICK_BATCH if kind == QUICK or job.lane == "inline" else UNKNOWN_BATCH
+        _extend(m, job, slot, command.tasks, size)
+    _engage(m, job, slot, kind)
+
+
+def _engage(m: Machine, job: Job, slot: Slot, kind: int) -> None:
+    slot.job = job
+    job.engaged[slot] = None
+    if not slot.caller:
+        m.idle.remove(slot)
+    if job.lane == "auto" and not job.futures:
+        slot.wide = kind == WIDE
+        slot.gil = kind == HOLDS
+        m.wide += slot.wide
+        m.gil += slot.gil
+    slot.solo = not m.busy
+    if m.solo is not None:
+        m.solo.solo = False
+    m.solo = slot if slot.solo else None
+    m.busy[slot] = None
+
+
+def _extend(m: Machine, job: Job, slot: Slot, batch: list[int], size: int) -> None:
+    """Adds quick tasks: those that are ready, and those that will be once the batch has come to them."""
+    pending: dict[Task, int] = {}
+    heap, tasks, taken = job.quick, m.tasks, slot.batch
+    inline = job.lane == "inline"
+    task = taken[0]
+    while True:
+        if task.dependents is not None:
+            for dependent in task.dependents:
+                if dependent.state == WAITING and (inline or dependent.family.kind <= QUICK):
+                    count = pending[dependent] = pending.get(dependent, 0) + 1
+                    if count == dependent.waiting:
+                        heappush(heap, dependent.id)
+        if len(batch) >= size:
+            return
+        while True:
+            if not heap:
+                return
+            candidate = tasks.get(heappop(heap))
+            if candidate is None:
+                continue
+            if candidate.state == READY:
+                right = heap_of(m, candidate)
+                if right is heap:
+                    break
+                heappush(right, candidate.id)
+            elif candidate.state == WAITING and pending.get(candidate) == candidate.waiting:
+                break
+        task = candidate
+        for dep in task.deps:
+            if not dep.here and dep.state == DONE:  # at a worker: it must be fetched first, and not in this batch
+                if task.state == READY:
+                    heappush(heap, task.id)
+                return
+        if not inline and task.family.kind != QUICK:
+            size = min(size, len(batch) + UNKNOWN_BATCH)
+        task.state = HERE_QUEUED
+        batch.append(task.id)
+        taken.append(task)
+
+
+# ---- reports
+
+
+def slot_ran(m: Machine, event: e.SlotRan) -> None:
+    slot = m.slots.get(event.slot)
+    neighbours = max(1, len(m.busy) - 1)
+    solo = slot is not None and slot.solo
+    if slot is not None:
+        _leave(m, slot)
+    _learn(m, event.spans, solo, neighbours)
+    tasks = m.tasks
+    for span in event.spans:
+        task = tasks.get(span[0])
+        if task is None:
+            continue
+        if task.state == HERE_QUEUED:
+            task.size = span[5]
+            task.here = True
+            done(m, task)
+        else:
+            m.releases.setdefault((), []).append(task.id)  # it had failed meanwhile
+    _take_back(m, event.returned)
+
+
+def slot_stalled(m: Machine, event: e.SlotStalled) -> None:
+    slot = m.slots.get(event.slot)
+    if slot is None or slot.job is None:
+        return
+    returned = set(event.returned)
+    slot.batch = [task for task in slot.batch if task.id not in returned]
+    slot.stalled = True
+    if slot.batch:
+        slot.batch[-1].family.stalled()  # those before it have run and only not been reported
+    if slot.job.quick_slot is slot:
+        slot.job.quick_slot = None
+    _take_back(m, event.returned)
+
+
+def _take_back(m: Machine, returned: Iterable[int]) -> None:
+    for number in returned:
+        task = m.tasks.get(number)
+        if task is not None and task.state == HERE_QUEUED:
+            unplace(m, task)
+
+
+def _leave(m: Machine, slot: Slot) -> None:
+    """A slot has ended its batch."""
+    m.busy.pop(slot, None)
+    if m.solo is slot:
+        m.solo = None
+    m.wide -= slot.wide
+    m.gil -= slot.gil
+    slot.wide = slot.gil = slot.solo = slot.stalled = False
+    slot.batch = []
+    job, slot.job = slot.job, None
+    if job is not None:
+        job.engaged.pop(slot, None)
+        if job.quick_slot is slot:
+            job.quick_slot = None
+        if not slot.caller:
+            m.idle.append(slot)
+
+
+def retire_slots(m: Machine, job: Job) -> None:
+    """The job ends. A thread cannot be stopped: pool slots that still run its tasks are replaced by fresh ones."""
+    for slot in list(job.engaged):
+        if isinstance(slot, Slot):
+            _leave(m, slot)
+            if not slot.caller:
+                m.idle.pop()
+                del m.slots[slot.id]
+                fresh = m.slots[m.next_slot] = Slot(m.next_slot)
+                m.pool[m.pool.index(slot)] = fresh
+                m.idle.append(fresh)
+                m.next_slot += 1
+    if job.caller is not None:
+        del m.slots[job.caller.id]
+
+
+def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int) -> None:
+    """Feeds the families; a run of quick tasks of one family counts as one sample of their mean."""
+    tasks, i, n = m.tasks, 0, len(spans)
+    while i < n:
+        span = spans[i]
+        i += 1
+        task = tasks.get(span.task)
+        if task is None:
+            continue
+        family = task.family
+        if span.cpu_s < 0.0 and family.kind == QUICK:
+            first, total = i - 1, span.wall_s
+            while i < n and spans[i].cpu_s < 0.0 and (t := tasks.get(spans[i].task)) is not None and t.family is family:
+                total += spans[i].wall_s
+                i += 1
+            span = span._replace(wall_s=total / (i - first))
+        family.ran_here(span, solo, neighbours, m.inline_below_s)
+
+
