@@ -58,6 +58,20 @@ def held_at(host: Any, lane: Any, worker: int) -> set[int]:
     return set(host.values[10**6])
 
 
+def known_functions(host: Any, lane: Any) -> int:
+    """How many functions worker 1 knows, by what it says itself."""
+
+    def look() -> int:
+        import gc
+
+        (worker,) = [o for o in gc.get_objects() if type(o).__name__ == "Worker"]
+        return len(worker._functions)
+
+    host.add(10**6, look, wanted=True)
+    execute(host, lane, 1, 10**6)
+    return int(host.values[10**6])
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -540,7 +554,35 @@ def test_many_functions_are_forgotten_again(hosted: Any) -> None:
         for start in range(0, 5000, 100):
             execute(host, lane, 1, *range(start, start + 100))
         assert [host.values[i] for i in range(5000)] == list(range(5000))
-        assert len(lane._sender._functions._known) < 2100
+        assert len(lane._sender._functions._known) <= 4096
+        assert known_functions(host, lane) <= 4096
+
+
+def test_large_closures_of_earlier_jobs_are_forgotten(hosted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.lanes.processes.functions._MOST_BYTES", 3 * MB)
+    with hosted() as (host, lane):
+        host.call_of = lambda task: (host.calls[task], task // 10)
+        for job in range(20):
+            array = np.full(MB // 8, float(job))
+            tasks = [host.add(job * 10 + i, lambda x, array=array: x + array.sum(), i) for i in range(3)]
+            execute(host, lane, 1, *tasks)
+            assert [host.values[i] for i in tasks] == [i + job * MB / 8 for i in range(3)]
+        t.wait_until(lambda: lane.store_status()["segments"] <= 12)
+        assert lane._publications._arena.stats()["high_water_bytes"] < 20 * MB
+
+
+def test_the_owner_s_unused_memory_goes_back_to_the_system(hosted: Any) -> None:
+    with hosted() as (host, lane):
+        host.values[0] = np.ones(MB)
+        host.add(1, t.array_sum, None, holes=((0, 0),), wanted=True)
+        execute(host, lane, 1, 1)
+        assert lane._publications._arena.stats()["resident_bytes"] >= 8 * MB
+        lane.release([0])
+        lane.flush()
+        t.wait_until(lambda: lane.store_status()["segments"] == 0)
+        for _ in range(10):
+            lane._tend()  # as the clock does, twice a second
+        assert lane._publications._arena.stats()["resident_bytes"] == 0
 
 
 # --- what cannot travel -----------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
+from headrace.lanes.processes.holdings import packed_bytes
 from headrace.store.pickling import Packed, pack
 
 _MOST_JOBS: Final = 256
-_MOST_FUNCTIONS: Final = 2048
+_MOST_FUNCTIONS: Final = 4096
+_MOST_BYTES: Final = 64 << 20
 _EMPTY: Final[dict[int, tuple[Any, int, Packed]]] = {}
 
 
@@ -28,6 +30,7 @@ class Functions:
         self._jobs: OrderedDict[int, dict[int, tuple[Callable[..., Any], int, Packed]]] = OrderedDict()
         self._known: dict[bytes, tuple[int, Packed]] = {}
         self._next = 0
+        self._bytes = 0
         self.oldest = 0
         """Numbers below this one are not given out any more."""
 
@@ -43,21 +46,23 @@ class Functions:
     def _add(self, job: int, fn: Callable[..., Any]) -> tuple[int, Packed]:
         packed = pack(fn, "function")
         with self._lock:
+            # Functions of one job may be as large as they like: forgetting one to send it again would be worse.
+            if len(self._known) >= _MOST_FUNCTIONS or (self._bytes > _MOST_BYTES and job not in self._jobs):
+                self._forget_all()
             known = self._known.get(packed.data) if not packed.buffers else None
             if known is None:
                 known = self._next, packed
                 self._next += 1
+                self._bytes += packed_bytes(packed)
                 if not packed.buffers:
                     self._known[packed.data] = known
-            if len(self._known) > _MOST_FUNCTIONS:
-                self._evict(known)
             while job not in self._jobs and len(self._jobs) >= _MOST_JOBS:
                 self._jobs.popitem(last=False)
             self._jobs.setdefault(job, {})[id(fn)] = fn, *known
             return known
 
-    def _evict(self, newest: tuple[int, Packed]) -> None:
-        """Forgets all but the newest, and everything that could name what was forgotten."""
+    def _forget_all(self) -> None:
         self._jobs.clear()
-        self._known = {newest[1].data: newest}
-        self.oldest = newest[0]
+        self._known.clear()
+        self._bytes = 0
+        self.oldest = self._next
