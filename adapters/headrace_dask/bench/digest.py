@@ -1,0 +1,132 @@
+"""Fingerprints of results, so that schedulers in different processes can be compared without moving the results.
+
+A digest has two parts: a hash over every bit of the result, and a list of leaves that describe it (sums, extremes, a sum
+weighted by position) for results that may differ by rounding. Two digests are compared by :func:`compare`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Set
+from typing import Any, TypedDict
+
+import numpy as np
+
+Leaf = str | list[float]
+"""Text that must be equal, or [scale, number, number, ...] whose numbers may differ by a tolerance times the scale."""
+
+
+class Digest(TypedDict):
+    exact: str
+    leaves: list[Leaf]
+
+
+def digest(value: Any, *, exact: bool = False) -> Digest:
+    """Describes any result: containers, numbers, numpy, pandas, xarray, scipy.sparse; else whatever has a pickle.
+
+    Args:
+        value: the result.
+        exact: leave the leaves out; then two digests can only be equal or different.
+    """
+    sha = hashlib.sha256()
+    leaves: list[Leaf] = []
+    _walk(value, sha, leaves)
+    return {"exact": sha.hexdigest(), "leaves": [] if exact else leaves}
+
+
+def compare(first: Digest, second: Digest, rtol: float) -> str:
+    """``"equal"``, ``"close"`` (differs by rounding, within ``rtol``) or ``"different"``."""
+    if first["exact"] == second["exact"]:
+        return "equal"
+    if rtol == 0 or len(first["leaves"]) != len(second["leaves"]):
+        return "different"
+    return "close" if all(map(lambda a, b: _alike(a, b, rtol), first["leaves"], second["leaves"])) else "different"
+
+
+def _alike(first: Leaf, second: Leaf, rtol: float) -> bool:
+    if isinstance(first, str) or isinstance(second, str):
+        return first == second
+    tolerance = rtol * max(abs(first[0]), abs(second[0]))
+    same = (a == b or abs(a - b) <= tolerance for a, b in zip(first, second, strict=True))
+    return all(same)
+
+
+def _walk(value: Any, sha: Any, leaves: list[Leaf]) -> None:
+    if isinstance(value, (float, complex, np.floating, np.complexfloating)):
+        _array(np.asarray(value), sha, leaves)
+    elif value is None or isinstance(value, (bool, int, str, bytes, np.generic)):
+        _text(f"{type(value).__name__}:{value!r}", sha, leaves)
+    elif isinstance(value, np.ndarray):
+        _array(value, sha, leaves)
+    elif isinstance(value, Mapping):
+        _text(f"mapping:{len(value)}", sha, leaves)
+        for key in sorted(value, key=repr):
+            _walk(key, sha, leaves)
+            _walk(value[key], sha, leaves)
+    elif isinstance(value, Set):
+        _walk(sorted(value, key=repr), sha, leaves)
+    elif isinstance(value, (list, tuple)):
+        _text(f"sequence:{len(value)}", sha, leaves)
+        for item in value:
+            _walk(item, sha, leaves)
+    else:
+        _object(value, sha, leaves)
+
+
+def _object(value: Any, sha: Any, leaves: list[Leaf]) -> None:
+    """What is no container and no number: known by what it offers, so that no library need be imported."""
+    kind = type(value)
+    _text(f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}", sha, leaves)
+    if hasattr(value, "to_dataset"):  # xarray.DataArray
+        _walk(value.to_numpy(), sha, leaves)
+    elif hasattr(value, "data_vars"):  # xarray.Dataset
+        _walk({str(name): value[name].to_numpy() for name in value.variables}, sha, leaves)
+    elif hasattr(value, "columns") and hasattr(value, "index"):
+        _walk([value.index, *((str(name), value.iloc[:, i]) for i, name in enumerate(value.columns))], sha, leaves)
+    elif hasattr(value, "index") and hasattr(value, "to_numpy"):
+        _walk([value.index, str(value.dtype), value.to_numpy()], sha, leaves)
+    elif hasattr(value, "to_numpy"):  # a pandas index or array, an Arrow array
+        _walk(value.to_numpy(), sha, leaves)
+    elif hasattr(value, "tocoo"):  # scipy.sparse
+        coo = value.tocoo()
+        _walk([list(value.shape), coo.row, coo.col, coo.data], sha, leaves)
+    elif dataclasses.is_dataclass(value):
+        _walk([getattr(value, field.name) for field in dataclasses.fields(value)], sha, leaves)
+    else:
+        import cloudpickle
+
+        _text(hashlib.sha256(cloudpickle.dumps(value)).hexdigest(), sha, leaves)
+
+
+def _text(text: str, sha: Any, leaves: list[Leaf]) -> None:
+    sha.update(text.encode())
+    leaves.append(text)
+
+
+def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
+    _text(f"{array.dtype}{array.shape}", sha, leaves)
+    if array.dtype == object:
+        for item in array.ravel().tolist():
+            _walk(item, sha, leaves)
+        return
+    flat = np.ascontiguousarray(array).ravel()
+    sha.update(flat.view(np.uint8).data)
+    if array.dtype.kind == "c":
+        flat = flat.view(flat.real.dtype)
+    if array.dtype.kind in "fc":
+        leaves.append(_numbers(flat.astype(np.float64)))
+    else:
+        leaves.append(hashlib.sha256(flat.view(np.uint8).data).hexdigest())
+
+
+def _numbers(flat: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """[sum of magnitudes, how many are not finite, sum, sum weighted by position, smallest, largest]."""
+    finite = flat[np.isfinite(flat)]
+    if not len(finite):
+        return [0.0, float(len(flat)), 0.0, 0.0, 0.0, 0.0]
+    weights = 1 + np.arange(len(finite)) % 997 / 997
+    scale = float(np.abs(finite).sum())
+    extremes = [float(finite.min()), float(finite.max())]
+    sums = [float(finite.sum()), float((finite * weights).sum())]
+    return [scale, float(len(flat) - len(finite)), *sums, *extremes]

@@ -1,0 +1,183 @@
+"""The driver's end of a child process: requests with a time limit, the end of a whole process tree, its memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+
+SAMPLE_S = 0.075
+"""How often memory is looked at. A look walks the page tables: about a millisecond for every 400 MB."""
+MARK = "HEADRACE_BENCH_CHILD"
+BOOTSTRAP = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](int(sys.argv[2]))"
+
+
+class ChildFailed(Exception):
+    """The child replied with an error; the message is the error in one line."""
+
+
+class ChildDied(ChildFailed):
+    """The child's process ended; it and its tree are gone when this is raised."""
+
+
+class BoundExceeded(ChildFailed):
+    """No reply in time; the child and its tree were killed."""
+
+
+class ChildProcess:
+    """A child that serves one scheduler. Not thread-safe. Ends with :meth:`close` or :meth:`kill`, or as a context."""
+
+    def __init__(self) -> None:
+        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOTSTRAP, str(Path(__file__).with_name("child.py")), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **dict([self._mark.split("=")])},
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+            )
+        self._link = ours
+        self._unread = b""
+        self.peak_bytes = 0
+
+    def __enter__(self) -> ChildProcess:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.kill()
+
+    def request(self, op: str, *, limit_s: float, sample: bool = False, **arguments: Any) -> dict[str, Any]:
+        """Sends one request and waits for its reply.
+
+        Args:
+            op: what is asked for; see :mod:`headrace_dask.bench.child`.
+            limit_s: seconds until the child and everything it started are killed.
+            sample: look at the memory of the process tree meanwhile and keep the largest in ``peak_bytes``.
+            arguments: the rest of the request.
+
+        Raises:
+            ChildFailed: the child says so; it can be used further.
+            ChildDied: the child is gone.
+            BoundExceeded: the time is up; the child is gone.
+        """
+        end_s = perf_counter() + limit_s
+        try:
+            self._link.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            reply = self._receive(end_s, sample)
+        except ConnectionError:
+            reply = None
+        if reply is None:
+            raise ChildDied(self._last_words())
+        if "error" in reply:
+            raise ChildFailed(reply["error"])
+        return reply
+
+    def _receive(self, end_s: float, sample: bool) -> dict[str, Any] | None:
+        while b"\n" not in self._unread:
+            left_s = end_s - perf_counter()
+            if left_s <= 0:
+                self.kill()
+                raise BoundExceeded("did not finish in time")
+            readable, _, _ = select.select([self._link], [], [], min(left_s, SAMPLE_S) if sample else left_s)
+            if sample:
+                self.peak_bytes = max(self.peak_bytes, tree_pss_bytes(self._process.pid))
+            if readable:
+                data = self._link.recv(1 << 20)
+                if not data:
+                    return None
+                self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _last_words(self) -> str:
+        """How the process ended, with the last line that it wrote."""
+        try:
+            code = self._process.wait(5)
+            how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        except subprocess.TimeoutExpired:
+            how = "hung up"
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 2000))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        self.kill()
+        return f"process died, {how}" + (f": {lines[-1][:200]}" if lines else "")
+
+    def close(self, limit_s: float = 15.0) -> None:
+        """Ends the scheduler in an orderly way, and then whatever is left of it."""
+        if self._link.fileno() >= 0:
+            try:
+                self.request("close", limit_s=limit_s)
+                self._process.wait(limit_s)
+            except (ChildFailed, subprocess.TimeoutExpired):
+                pass
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the child and all its descendants. Does nothing the second time."""
+        if self._link.fileno() < 0:
+            return
+        kill_family(self._process, self._mark)
+        self._link.close()
+        self._log.close()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes with this text in their environment: finds those whose parent is gone, too."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if mark.encode() in Path("/proc", pid, "environ").read_bytes().split(b"\0"):
+                found.append(psutil.Process(int(pid)))
+        except (OSError, psutil.NoSuchProcess):
+            continue  # it has ended, or is another user's
+    return found
+
+
+def kill_family(root: subprocess.Popen[bytes], mark: str) -> None:
+    """Kills a process, all that descends from it, and all that bears its mark; returns when they are gone."""
+    while family := {*descendants(root.pid), *marked(mark)}:
+        for process in family:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        _, alive = psutil.wait_procs(family, timeout=5)
+        if alive:
+            break  # not even SIGKILL ends what hangs in the kernel
+    root.kill()
+    root.wait()
+
+
+def tree_pss_bytes(pid: int) -> int:
+    """Memory of a process and all its descendants; what they share counts once (proportional set size)."""
+    total = 0
+    for one in (pid, *(process.pid for process in descendants(pid))):
+        try:
+            with open(f"/proc/{one}/smaps_rollup", "rb") as file:
+                total += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
+        except (OSError, StopIteration):
+            continue  # it has ended
+    return total

@@ -1,0 +1,116 @@
+"""The ``headrace`` command. Subcommands come from installed packages, by the entry point group ``headrace.commands``.
+
+An entry point names a function ``main(argv) -> exit code``; the first line of its module's docstring is its help. Only
+the subcommand that is asked for is imported. Built in: ``headrace status`` and ``headrace --version``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from headrace import __version__
+
+GROUP = "headrace.commands"
+USAGE = "usage: headrace [--version] [--help] COMMAND ..."
+SHOWN = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code of the process."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"headrace {__version__}")
+        return 0
+    if name == "status":
+        return _status(arguments[1:])
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        print(f"headrace: no command {name!r}; there are: {', '.join(sorted({*found, 'status'}))}", file=sys.stderr)
+        return 2
+    try:
+        command: Callable[[list[str]], int] = found[name].load()
+    except ImportError as error:
+        print(f"headrace {name}: {error}; its package's extra is not installed: {_extra(found[name])}", file=sys.stderr)
+        return 2
+    try:
+        return command(arguments[1:])
+    except KeyboardInterrupt:
+        return 130
+
+
+def _extra(point: EntryPoint) -> str:
+    package = point.dist.name if point.dist else "headrace"
+    return f"pip install '{package}[{point.name}]'"
+
+
+def _help() -> str:
+    lines = [
+        USAGE,
+        "",
+        "commands:",
+        "  status    workers, queues, what each task waits for, and the store, of every process of yours",
+    ]
+    for point in sorted(entry_points(group=GROUP)):
+        try:
+            summary = _summary(point.load().__module__)
+        except Exception as error:  # a broken plug-in must not take the help away
+            summary = f"(cannot be loaded: {error})"
+        lines.append(f"  {point.name:8}  {summary}")
+    return "\n".join([*lines, "", "headrace COMMAND --help tells more of each."])
+
+
+def _summary(module: str) -> str:
+    text = (sys.modules[module].__doc__ or "").strip().splitlines()
+    return text[0].partition(": ")[2] or text[0] if text else ""
+
+
+def _status(arguments: Sequence[str]) -> int:
+    """Prints the state of every runtime on this machine that this user may look at."""
+    import json
+
+    from headrace.observe import read_status
+
+    if arguments not in ([], ["--json"]):
+        print("usage: headrace status [--json]\n\nShows every process of yours in which Headrace has run something.")
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    states = read_status()
+    if arguments:
+        print(json.dumps(states, indent=1))
+    elif not states:
+        print("no process of yours has run anything with Headrace")
+    for state in [] if arguments else states:
+        print("\n".join(_describe(state)))
+    return 0
+
+
+def _describe(state: dict[str, Any]) -> list[str]:
+    settings = state["settings"]
+    counts = ", ".join(f"{count} {name}" for name, count in state["tasks"].items() if count) or "none"
+    lines = [f"process {state['pid']}: lane {settings['lane']}, {settings['num_workers']} at once; tasks: {counts}"]
+    lines += [f"  job {job['job']}: {job['wanted']} results to come, {job['tasks']} tasks" for job in state["jobs"]]
+    lines += [f"  slot {slot['slot']} runs {_some(slot['runs'])}" for slot in state["slots"] if slot["runs"]]
+    for worker in state["workers"]:
+        doing = f"runs {worker['runs']}" if worker["runs"] else "idle"
+        doing = doing if worker["up"] else "is starting"
+        lines.append(f"  worker {worker['worker']} {doing}, {worker['queued']} queued, holds {worker['holds']} results")
+    lines += [f"  {task['task']} is {task['state']}, waits for {task['for']}" for task in state["waiting"][:SHOWN]]
+    hidden = len(state["waiting"]) - SHOWN
+    if hidden > 0:
+        lines.append(f"  and at least {hidden} more that wait")
+    lines += ["  store: " + ", ".join(f"{key} {value}" for key, value in place.items()) for place in state["store"]]
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
