@@ -7,10 +7,16 @@ imported at the first compute.
 
 from __future__ import annotations
 
+import dask.config
 from dask.base import named_schedulers
 
+from headrace import companions
 from headrace_dask.scheduler import get
 
 named_schedulers["headrace"] = get
+companions.accompany("dask", __name__)
+if companions.in_worker:
+    # What a task computes runs inside its worker; dask's own default would start a pool of threads in each of them.
+    dask.config.update_defaults({"scheduler": "headrace"})
 
 __all__ = ["get"]

@@ -56,8 +56,8 @@ def observed(
 class Observer:
     """Keeps the state and calls the callbacks; its methods are called in the thread that computes.
 
-    The runtime says that a task has started when it hands it out, perhaps in a batch with what it depends on. Callbacks are
-    told when dask would tell them: once all its dependencies have finished.
+    The runtime says that a task has started when it hands it out, perhaps in a batch with what it depends on. Callbacks
+    are told when dask would tell them: once all its dependencies have finished.
     """
 
     def __init__(

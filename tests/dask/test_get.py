@@ -321,6 +321,29 @@ def test_compute_inside_a_task(lane: str) -> None:
     assert dask.compute(*parts) == (9,) * 6
 
 
+def test_compute_inside_a_task_needs_no_import_there() -> None:
+    code = """
+import dask, headrace_dask, threading
+def inner():
+    return sorted({threading.get_ident() == here for here in dask.compute(*[dask.delayed(threading.get_ident)()] * 3)})
+def named():
+    return dask.delayed(abs)(-1).compute(scheduler="headrace")
+with dask.config.set({"scheduler": "headrace", "headrace.lane": "processes"}):
+    print(dask.compute(dask.delayed(inner)(), dask.delayed(named)()))
+"""
+    assert python(code) == "([True], 1)"
+
+
+def test_worker_without_dask_does_not_import_it() -> None:
+    code = """
+import headrace_dask
+from headrace.testing import get_modules
+modules = headrace_dask.get({"a": (get_modules,)}, "a", lane="processes")
+print([name for name in ("dask", "headrace_dask", "numpy", "cloudpickle") if name in modules])
+"""
+    assert python(code) == "[]"
+
+
 def test_several_threads_compute_at_once(lane: str) -> None:
     def compute(start: int) -> Any:
         dsk: dict[Any, Any] = {("t", i): (inc, start + i) for i in range(200)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import headrace
+from headrace import companions
 from headrace.lanes.processes.wire import Channel
 
 _BOOTSTRAP: Final = (
@@ -96,6 +97,7 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
         environment.setdefault(name, "1")
     if environment.get("PYTHONHASHSEED", "random") in ("random", ""):
         environment["PYTHONHASHSEED"] = _HASH_SEED
+    companions.add_to(environment)
     return environment
 
 

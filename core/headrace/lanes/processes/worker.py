@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NoReturn
 
+from headrace import companions
 from headrace.errors import UnpicklableError
 from headrace.lanes.processes import wire
 from headrace.lanes.processes.failures import describe_failure, format_traceback, must_stay
@@ -62,6 +63,7 @@ def main(socket_fd: int, page_fd: int, life_fd: int, place: int) -> NoReturn:
     """Runs the worker to its end. The descriptors are inherited from the owner (see launcher.py)."""
     global _in_worker
     _in_worker = True
+    companions.install(os.environ)
     die_with_owner(life_fd)
     write_lines_at_once()
     channel = Channel(socket.socket(fileno=socket_fd))

@@ -1,0 +1,90 @@
+"""What an adapter needs in worker processes, without the core knowing the adapter.
+
+A *companion* is a module that must be imported wherever another one is: ``headrace_dask`` wherever dask is, so that
+tasks that compute find the scheduler there, and locks know that they are in a worker. Workers import nothing for it
+before a task imports the other module, so that a worker without dask stays small.
+
+Data flow: ``accompany()`` and ``variables`` in the owner → the environment of each worker started from then on →
+``install()`` in the worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Final
+
+_VARIABLE: Final = "HEADRACE_COMPANIONS"
+
+variables: dict[str, str] = {}
+"""Further environment variables of workers; set by adapters in the owner."""
+
+in_worker = False
+"""Whether this process is a worker, as far as companions are concerned."""
+
+_companions: dict[str, str] = {}
+
+
+def accompany(module: str, companion: str) -> None:
+    """Has workers that start from now on import ``companion`` right after ``module``, whenever that is imported."""
+    _companions[module] = companion
+
+
+def add_to(environment: dict[str, str]) -> None:
+    """Puts what workers need to know into the environment of one."""
+    environment.update(variables)
+    if _companions:
+        environment[_VARIABLE] = ",".join(f"{module}:{companion}" for module, companion in _companions.items())
+
+
+def install(environment: Mapping[str, str]) -> None:
+    """In a worker, before it imports anything else: has it import companions as their modules come."""
+    global in_worker
+    in_worker = True
+    for pair in filter(None, environment.get(_VARIABLE, "").split(",")):
+        module, companion = pair.split(":")
+        _companions[module] = companion
+    if _companions:
+        sys.meta_path.insert(0, _Finder(dict(_companions)))
+
+
+class _Finder:
+    """Lets the other finders find a module, and imports its companion once it has been executed."""
+
+    def __init__(self, pending: dict[str, str]) -> None:
+        self._pending = pending
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
+        companion = self._pending.pop(name, None)
+        if companion is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec, companion)  # type: ignore[assignment]
+        return spec
+
+
+class _Loader:
+    """Loads with the module's own loader, which it then puts back in its place."""
+
+    def __init__(self, spec: ModuleSpec, companion: str) -> None:
+        self._loader: Any = spec.loader
+        self._companion = companion
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        try:
+            importlib.import_module(self._companion)
+        except ImportError:  # not installed where the worker runs: the module works without it
+            pass
