@@ -8,7 +8,7 @@ Rules:
    its predecessors in the same queue, so it could not run anywhere else sooner).
 2. No more than the job's limit of slots and workers are engaged for a job.
 3. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it has
-   made progress, so no task can move to and fro for ever.
+   made progress, so no task can move to and fro for ever; but a worker that has just started may ask all.
 
 Nothing here looks at all workers: ``roomy``, ``idle`` and ``victims`` are kept up to date by ``note_room``.
 """
@@ -16,6 +16,7 @@ Nothing here looks at all workers: ``roomy``, ``idle`` and ``victims`` are kept 
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
@@ -211,7 +212,7 @@ def note_room(m: Machine, worker: Worker) -> None:
         m.idle_workers[worker] = None
     else:
         m.idle_workers.pop(worker, None)
-    if usable and not worker.revoking and len(worker.queue) > 1 and _behind_head_s(worker) >= STEAL_ABOVE_S:
+    if usable and len(worker.queue) > 1 and worker not in m.asked and _behind_head_s(worker) >= STEAL_ABOVE_S:
         m.victims[worker] = None
     else:
         m.victims.pop(worker, None)
@@ -227,22 +228,32 @@ def steal(m: Machine) -> None:
     thief = next(iter(m.idle_workers), None)
     if thief is None and (m.busy or not m.idle):
         return
-    victim = next(iter(m.victims))
-    victim.revoking = True
-    del m.victims[victim]
-    entries = iter(victim.queue.values())
-    next(entries)
-    loose = [task for task, _ in entries if task.state == AWAY and task.waiting == 0 and _suits(m, task, thief)]
+    for victim in list(islice(m.victims, 4)):
+        last, _ = next(reversed(victim.queue.values()))
+        if not _suits(last, thief):
+            m.victims[victim] = m.victims.pop(victim)  # to the end of the line: what forbids it may pass
+            continue
+        del m.victims[victim]  # until something changes in its queue
+        taken = _second_half(victim, thief)
+        if taken:
+            victim.revoking = True
+            m.asked[victim] = None
+            m.out.append(c.Revoke(victim.id, taken))
+            return
+
+
+def _second_half(victim: Worker, thief: Worker | None) -> list[int]:
+    """Of what a worker has not begun and could run elsewhere, and whatever was to follow it in the queue."""
+    entries = [task for task, _ in victim.queue.values()]
+    loose = [task for task in entries[1:] if task.state == AWAY and task.waiting == 0 and _suits(task, thief)]
     taken = dict.fromkeys(loose[len(loose) // 2 :])
-    if not taken:
-        return
-    for task, _ in victim.queue.values():
+    for task in entries:
         if task.waiting and any(dep in taken for dep in task.deps):
             taken[task] = None
-    m.out.append(c.Revoke(victim.id, [number for number, (task, _) in victim.queue.items() if task in taken]))
+    return [task.id for task in entries if task in taken]
 
 
-def _suits(m: Machine, task: Task, thief: Worker | None) -> bool:
+def _suits(task: Task, thief: Worker | None) -> bool:
     job = task.job
     if thief is not None:
         return job.may_engage(thief)

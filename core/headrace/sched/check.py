@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from headrace.errors import InternalError
-from headrace.sched.away import has_room
+from headrace.sched.away import STEAL_ABOVE_S, has_room
 from headrace.sched.heaps import heap_of
 from headrace.sched.state import (
     AWAY,
@@ -71,6 +71,7 @@ def verify(m: Machine) -> None:
     _verify_machine(m)
     _verify_fetching(m)
     _verify_nothing_waits_in_vain(m)
+    _verify_stealing(m)
     _verify_progress(m)
 
 
@@ -195,7 +196,7 @@ def _verify_machine(m: Machine) -> None:
     _holds(m.gil - nested <= 1, "two tasks that hold the GIL run here")
     _holds(len(m.pool) == m.cores, "slots were lost")
     _holds(all(m.slots.get(slot.id) is slot for slot in m.busy), "a slot that is gone is busy")
-    _holds(all(worker.id in m.workers for worker in (*m.roomy, *m.idle_workers, *m.victims)), "a dead worker has room")
+    _holds(all(worker.id in m.workers for worker in (*m.roomy, *m.idle_workers, *m.victims, *m.asked)), "a dead worker has room")
     pending = Counter(task.family for task in m.tasks.values() if task.state in OPEN)
     for family in m.families.values():
         _holds(family.pending == pending[family], f"{family.name} has {pending[family]} pending, not {family.pending}")
@@ -273,6 +274,20 @@ def _verify_workers_are_used(m: Machine, job: Job, ready: list[Task]) -> None:
     roomy = [worker for worker in m.workers.values() if worker.up and not worker.stopping and has_room(m, worker)]
     usable = [worker for worker in roomy if job.may_engage(worker)]
     _holds(not (away and usable), f"{away[:3]} are ready and {len(usable)} workers have room")
+
+
+def _verify_stealing(m: Machine) -> None:
+    """No worker has nothing to do while another one has too much: one at a time is asked for half of it."""
+    if any(worker.revoking for worker in m.workers.values()):
+        return
+    for victim in m.workers.values():
+        if victim.stopping or victim in m.asked or len(victim.queue) < 2:
+            continue
+        (_, first_s), *rest = victim.queue.values()
+        for task, _ in rest:
+            alone = task.state == AWAY and task.waiting == 0 and victim.load_s - first_s >= STEAL_ABOVE_S
+            thieves = [worker for worker in m.idle_workers if task.job.may_engage(worker)]
+            _holds(not (alone and thieves and len(m.jobs) <= 2), f"{task} waits at worker {victim.id} and others are idle")
 
 
 def _verify_progress(m: Machine) -> None:

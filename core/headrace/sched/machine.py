@@ -81,6 +81,7 @@ class Machine:
         self.roomy: dict[Worker, None] = {}  # usable workers that have room in their queue
         self.idle_workers: dict[Worker, None] = {}  # those that have nothing in it
         self.victims: dict[Worker, None] = {}  # those that have so much in it that another one should take half
+        self.asked: dict[Worker, None] = {}  # those that were asked for it, and have made no progress since
         self.fetching: dict[int, dict[Task, None]] = {}  # task whose value is being published → tasks that wait for it
         self.fetches: dict[Task, int] = {}  # FETCHING task → how many inputs must be published before it can be placed
 

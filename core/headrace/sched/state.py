@@ -158,4 +158,4 @@ class Worker:
         self.holds: dict[Task, None] = {}  # values it has, its own results and copies of inputs
         self.idle_since = now
         self.heard = now  # when it last made progress, or began
-        self.revoking = False  # was asked to give tasks back, and has made no progress since
+        self.revoking = False  # was asked to give tasks back, and has not answered

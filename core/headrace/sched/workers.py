@@ -25,7 +25,9 @@ def worker_started(m: Machine, event: e.WorkerStarted) -> None:
         m.up += 1
         m.failed_starts = 0
         worker.idle_since = m.now
-        note_room(m, worker)
+        asked, m.asked = m.asked, {}
+        for other in (worker, *asked):
+            note_room(m, other)
 
 
 def worker_ran(m: Machine, event: e.WorkerRan) -> None:
@@ -51,7 +53,7 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
 
 
 def _progressed(m: Machine, worker: Worker) -> None:
-    worker.revoking = False
+    m.asked.pop(worker, None)
     worker.heard = m.now
     note_room(m, worker)
 
@@ -78,10 +80,10 @@ def value_published(m: Machine, event: e.ValuePublished) -> None:
 
 
 def tasks_revoked(m: Machine, event: e.TasksRevoked) -> None:
-    """``revoking`` stays: the worker is not asked again before it has made progress."""
     worker = m.workers.get(event.worker)
     if worker is None:
         return
+    worker.revoking = False
     for number in event.tasks:
         task = dequeue(m, worker, number)
         if task is not None and task.state == AWAY and number in m.tasks:
@@ -149,6 +151,7 @@ def worker_died(m: Machine, event: e.WorkerDied) -> None:
             m.failed_starts += 1
     culprit = None if event.expected else _culprit(m, worker, event.running)
     worker.stopping = True
+    m.asked.pop(worker, None)
     note_room(m, worker)
     _scatter(m, worker)
     if culprit is not None:
@@ -191,7 +194,7 @@ def workers_idled(m: Machine, event: e.WorkersIdled) -> None:
         if not worker.up or worker.stopping:
             continue
         if worker.queue:
-            if len(worker.queue) > 1 and not worker.revoking and m.now - worker.heard >= LATE_S:
+            if len(worker.queue) > 1 and worker not in m.asked and m.now - worker.heard >= LATE_S:
                 m.victims[worker] = None
         elif not worker.holds and m.now - worker.idle_since >= m.idle_timeout_s:
             stop(m, worker, kill=False)
