@@ -88,6 +88,11 @@ class KeepScheduler:
         before = executed.copy()
         try:
             return (yield)
+        except (AssertionError, pytest.skip.Exception):
+            raise
+        except BaseException:
+            item.add_report_section("call", "headrace", _decisions())
+            raise
         finally:
             item.user_properties.append(("graphs", dict(executed - before)))
 
@@ -109,6 +114,7 @@ class Recorder:
             line["graphs"] = dict(report.user_properties).get("graphs", {})
         if report.failed:
             line["error"] = report.longreprtext[-6000:]
+            line["decisions"] = [text for name, text in report.sections if name == "Captured headrace call"]
         self._write(line)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -127,6 +133,15 @@ class Recorder:
 def stable(nodeid: str) -> str:
     """A test's id without the addresses that some parameters print, which differ from run to run."""
     return re.sub(r"0x[0-9a-f]{6,}", "0x", nodeid)
+
+
+def _decisions(entries: int = 100) -> str:
+    """The last decisions of the runtime: what somebody needs who looks for the reason of a hang or of a broken one."""
+    runtime: Any = getattr(sys.modules.get("headrace.runtime"), "_default", None)
+    with contextlib.suppress(Exception):  # whatever state it is in: the test's own failure is what counts
+        log = list(runtime._machine.log)[-entries:]
+        return "\n".join(f"{entry.now:.6f} {entry.event}\n    -> {entry.commands}" for entry in log)[-40_000:]
+    return ""
 
 
 def _count(name: str, module_name: str, attribute: str) -> None:
