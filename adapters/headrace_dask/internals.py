@@ -10,13 +10,17 @@ subclass may override how it is called, so it is left to dask to run (``OTHER_NO
 from __future__ import annotations
 
 import _thread
+import concurrent.futures
 import datetime
 import decimal
 import inspect
+import multiprocessing.pool
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
+import dask.multiprocessing
+import dask.threaded
 from dask import _task_spec as spec
 from dask.callbacks import local_callbacks, unpack_callbacks
 from dask.local import finish_task, nested_get, start_state_from_dask
@@ -162,6 +166,15 @@ def start_state(dsk: dict[Any, Any], cache: Any, priorities: dict[Any, int], key
     return state
 
 
+def get_of_pool(pool: Any) -> Any:
+    """dask's own scheduler for an executor or pool: the one that pickles, or the one that does not."""
+    if isinstance(pool, multiprocessing.pool.Pool):
+        separate = not isinstance(pool, multiprocessing.pool.ThreadPool)
+    else:
+        separate = isinstance(pool, concurrent.futures.ProcessPoolExecutor)
+    return dask.multiprocessing.get if separate else dask.threaded.get
+
+
 def ignores_values(posttask: Any) -> bool:
     """Whether a ``posttask`` callback is known not to look at the value, which then need not be brought here."""
     owner = type(getattr(posttask, "__self__", None))
@@ -206,6 +219,7 @@ __all__ = [
     "execute_subgraph",
     "finish_task",
     "flat_keys",
+    "get_of_pool",
     "identity_cast",
     "ignores_values",
     "key_split",

@@ -17,6 +17,7 @@ from typing import Any
 
 from headrace.errors import MustStayHere
 from headrace.store.pickling import register_reducer
+from headrace_dask import shared_locks
 from headrace_dask.internals import SerializableLock
 
 _XARRAY = "xarray.backends.locks"
@@ -54,5 +55,6 @@ def _reduce_xarray_lock(lock: Any) -> Any:
     return _stay(lock)
 
 
+shared_locks.install()
 for _kind in (SerializableLock, type(_thread.allocate_lock()), type(_thread.RLock())):
     register_reducer(_kind, _stay)

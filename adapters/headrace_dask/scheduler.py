@@ -62,10 +62,8 @@ class Scheduler:
         """
         pool = pool or dask.config.get("pool", None)
         if pool is not None:
-            from dask import threaded
-
             kwargs.update(rerun_exceptions_locally=rerun_exceptions_locally, callbacks=callbacks)
-            return threaded.get(dsk, keys, cache=cache, num_workers=num_workers, pool=pool, **kwargs)
+            return internals.get_of_pool(pool)(dsk, keys, cache=cache, num_workers=num_workers, pool=pool, **kwargs)
         flat, values = _compute(dsk, keys, cache, num_workers, rerun_exceptions_locally, callbacks, lane, keep=False)
         return _shaped(keys, flat, values)
 

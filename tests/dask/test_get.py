@@ -276,6 +276,19 @@ def test_pool(kind: Callable[[int], Any], how: str) -> None:
             assert get(DIAMOND, ["out", ["x"]], chunksize=2, **keywords) == (13, (1,))
 
 
+def test_pool_of_processes() -> None:
+    code = """
+import dask, headrace_dask, os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import Pool
+if __name__ == "__main__":
+    for kind in (ProcessPoolExecutor, Pool):
+        with kind(1) as pool:
+            print(headrace_dask.get({"a": (lambda: os.getpid(),)}, "a", pool=pool) != os.getpid())
+"""
+    assert python(code) == "True\nTrue"
+
+
 def test_cache_gives_and_takes(lane: str) -> None:
     cache = {"l": 100}
     assert get(DIAMOND, ["out"], cache=cache) == (111,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from dask import delayed
 from dask._task_spec import Task, TaskRef
 from dask.utils import SerializableLock, get_scheduler_lock
 
-from headrace.errors import MustStayHere
+from headrace.errors import MustStayHere, WorkerDied
 from headrace.store.pickling import pack, unpack
 from headrace.testing import collect, inc
 from headrace_dask import get
@@ -218,3 +220,87 @@ def test_append_to_a_netcdf_file_that_others_have_open(lane: str, tmp_path: Path
     with xr.open_dataset(tmp_path / "out.nc") as written:
         np.testing.assert_array_equal(written.a, values + 1)
         np.testing.assert_array_equal(written.b, values)
+
+
+# --- locks with a name ------------------------------------------------------------------------------------------------
+
+MODULE = """
+import os, time
+from dask.utils import SerializableLock
+from pathlib import Path
+
+lock = SerializableLock({token!r})
+
+def add_one(path, number):
+    with lock:
+        count = int(Path(path).read_text())
+        time.sleep(0.001)
+        Path(path).write_text(str(count + 1))
+    return os.getpid()
+
+def try_lock(number, timeout):
+    taken = lock.acquire(timeout=timeout) if timeout else lock.acquire(blocking=False)
+    if taken:
+        lock.release()
+    return taken
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of a user's, with a lock at its top."""
+    name = f"counting_{os.urandom(4).hex()}"
+    (tmp_path / f"{name}.py").write_text(MODULE.format(token=name))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "number").write_text("0")
+    return importlib.import_module(name)
+
+
+def test_named_lock_of_a_module_excludes_across_processes(counting: Any, tmp_path: Path) -> None:
+    """Workers and a thread of this process take the same lock at the same time."""
+    path, count = tmp_path / "number", 60
+    dsk: dict[Any, Any] = {i: Task(i, counting.add_one, str(path), i) for i in range(count)}
+    here = threading.Thread(target=lambda: [counting.add_one(path, 0) for _ in range(count)])
+    here.start()
+    pids = set(get(dsk, list(dsk), lane="processes", num_workers=2))
+    here.join()
+    assert path.read_text() == str(2 * count)
+    assert os.getpid() not in pids
+
+
+@pytest.mark.parametrize("timeout", [0, 0.02])
+def test_named_lock_is_tried_and_given_up(counting: Any, timeout: float) -> None:
+    dsk: dict[Any, Any] = {"try": Task("try", counting.try_lock, 1, timeout)}
+    with counting.lock:
+        assert not get(dsk, "try", lane="processes")
+        assert not counting.try_lock(1, timeout)
+    assert get(dsk, "try", lane="processes")
+    assert counting.try_lock(1, timeout)
+
+
+def test_named_lock_behaves_as_a_lock(counting: Any) -> None:
+    lock = counting.lock
+    assert lock.acquire()
+    assert lock.locked()
+    assert not lock.acquire(timeout=0.01)
+    lock.release()
+    assert not lock.locked()
+    with pytest.raises(RuntimeError):
+        lock.release()
+    with lock, SerializableLock(lock.token + " another"), SerializableLock():
+        assert not SerializableLock(lock.token).acquire(blocking=False)
+    assert SerializableLock(lock.token).acquire(False)
+    lock.release()
+
+
+def test_named_lock_of_a_killed_worker_is_free(counting: Any) -> None:
+    """The kernel gives back what a dead process had locked."""
+
+    def die_with_it() -> None:
+        counting.lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerDied):
+        get({"a": (die_with_it,)}, "a", lane="processes")
+    assert counting.lock.acquire(timeout=10)
+    counting.lock.release()
