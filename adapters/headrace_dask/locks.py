@@ -1,60 +1,71 @@
-"""Locks: a task that holds one stays in this process, where the lock excludes what it is meant to exclude.
+"""What means something in one process only: a task that holds such an object runs where the object is.
 
-``dask.utils.SerializableLock`` excludes threads of one process; unpickled in another it is a different lock, and two
-processes write into one HDF5 file at the same time. dask and xarray know which schedulers that concerns by identity,
-take any other for threads, and give it such a lock. So a lock that is met while a task is pickled keeps the task here
-(:class:`~headrace.errors.MustStayHere`), and one that translation sees at once marks it as pinned.
+Locks. ``dask.utils.SerializableLock`` excludes threads of one process; unpickled in another it is a different lock, and
+two processes write into one HDF5 file at the same time. dask and xarray know which schedulers that concerns by
+identity, take any other for threads, and give it such a lock. So a lock that is met while a task is pickled keeps the
+task here (:class:`~headrace.errors.MustStayHere`), and one that translation sees at once marks it as pinned.
 
 The two locks that xarray has for the HDF5 and netCDF *libraries* are another matter: they guard a library that every
 process has for itself, so reading may go to other processes, each with its own. Writing holds a lock of the file too.
+
+Stores in memory. The disk shuffle of dask.dataframe buffers in a ``partd.Dict``, which pickles, as a copy: what a task
+appended to it elsewhere would be lost.
 """
 
 from __future__ import annotations
 
 import _thread
+import importlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from headrace.errors import MustStayHere
 from headrace.store.pickling import register_reducer
 from headrace_dask import shared_locks
 from headrace_dask.internals import SerializableLock
 
-_XARRAY = "xarray.backends.locks"
-_LIBRARY_LOCKS = ("HDF5_LOCK", "NETCDFC_LOCK")
-_watching_xarray = False
+_XARRAY: Final = "xarray.backends.locks"
+_LIBRARY_LOCKS: Final = ("HDF5_LOCK", "NETCDFC_LOCK")
 
 
 def watch() -> None:
-    """Has locks keep their tasks here; called at each compute, because xarray may have been imported since the last."""
-    global _watching_xarray
-    if _watching_xarray:
-        return
-    module = sys.modules.get(_XARRAY)
-    kind = getattr(module, "SerializableLock", None)
-    if kind is not None:
-        register_reducer(kind, _reduce_xarray_lock)
-        _watching_xarray = True
+    """Has such objects keep their tasks here; called at each compute, because libraries are imported when needed."""
+    for name, kinds in list(_unwatched.items()):
+        module = sys.modules.get(name)
+        for kind, reducer in kinds.items():
+            if not hasattr(module, kind):  # not imported, or another thread is at it
+                break
+            register_reducer(getattr(module, kind), reducer)
+        else:
+            _unwatched.pop(name, None)
 
 
 def library_lock(name: str) -> Any:
     """This process's own lock for a library that is not thread-safe."""
-    import importlib
-
     return getattr(importlib.import_module(_XARRAY), name)
 
 
-def _stay(lock: Any) -> Any:
+def _stay_with_lock(lock: Any) -> Any:
     raise MustStayHere(f"a {type(lock).__name__} excludes only within its process, so what holds it must stay there")
+
+
+def _stay_with_data(store: Any) -> Any:
+    raise MustStayHere(f"a {type(store).__name__} of partd is a store in memory, so what holds it must stay there")
 
 
 def _reduce_xarray_lock(lock: Any) -> Any:
     for name in _LIBRARY_LOCKS:
         if lock.token == getattr(library_lock(name), "token", None):
             return library_lock, (name,)
-    return _stay(lock)
+    return _stay_with_lock(lock)
 
 
-shared_locks.install()
+_unwatched: dict[str, dict[str, Callable[[Any], Any]]] = {
+    _XARRAY: {"SerializableLock": _reduce_xarray_lock},
+    "partd.dict": {"Dict": _stay_with_data},
+}
+
 for _kind in (SerializableLock, type(_thread.allocate_lock()), type(_thread.RLock())):
-    register_reducer(_kind, _stay)
+    register_reducer(_kind, _stay_with_lock)
+shared_locks.install()

@@ -222,6 +222,24 @@ def test_append_to_a_netcdf_file_that_others_have_open(lane: str, tmp_path: Path
         np.testing.assert_array_equal(written.b, values)
 
 
+@pytest.mark.parametrize("how", ["argument", "result"])
+def test_store_in_memory_of_partd_stays_with_its_data(lane: str, how: str) -> None:
+    """It is made here; tasks that would rather run elsewhere append to it; nothing may be lost."""
+    partd = pytest.importorskip("partd")
+    store = partd.Python(partd.Dict())
+
+    def append(store: Any, number: int) -> int:
+        store.append({"k": [number]})
+        return os.getpid()
+
+    given = store if how == "argument" else TaskRef("store")
+    dsk: dict[Any, Any] = {i: Task(i, append, given, i) for i in range(20)}
+    dsk["store"] = Task("store", lambda: store)
+    pids = get(dsk, list(range(20)))
+    assert sorted(store.get("k")) == list(range(20))
+    assert set(pids) == {os.getpid()}
+
+
 # --- locks with a name ------------------------------------------------------------------------------------------------
 
 MODULE = """
