@@ -398,6 +398,27 @@ def test_memory_of_released_values_is_used_again_once_nobody_reads_it(hosted: An
         assert lane._publications._parcels[99][1][2] < 8 * MB
 
 
+def test_a_copy_that_nobody_opened_is_given_back_when_its_task_runs_here_too(hosted: Any, tmp_path: Path) -> None:
+    with hosted(2) as (host, lane):
+        host.add(0, t.make_array, MB, wanted=True)
+        execute(host, lane, 1, 0)
+        host.next(ValuePublished, task=0)
+        host.add(1, t.hold, tmp_path)
+        host.add(2, t.array_sum, None, holes=((0, 0),))
+        lane.run(2, [1, 2])
+        lane.revoke(2, [2])  # so the copy that came for it stays unopened
+        lane.run(2, [0])
+        lane.flush()
+        host.next(TasksRevoked)
+        t.let_go(tmp_path)
+        host.wait(lambda: len([s for e in host.of(WorkerRan) for s in e.spans if s.task == 0]) == 2)
+        lane.drop(2, [0])
+        lane.drop(1, [0])
+        lane.release([0])
+        lane.flush()
+        t.wait_until(lambda: lane.store_status()["segments"] == 0)
+
+
 def test_published_values_of_a_dead_worker_stay_readable(hosted: Any) -> None:
     with hosted(2) as (host, lane):
         host.add(0, t.make_array, MB, wanted=True)

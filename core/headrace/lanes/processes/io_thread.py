@@ -96,12 +96,6 @@ class IoThread:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def forget_in_child(self) -> None:
-        """In a forked child, which has no such thread."""
-        for fd in (self._wake_read, self._wake_write):
-            os.close(fd)
-        self._selector.close()
-
     # --- inside the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -225,6 +219,12 @@ class IoThread:
             peer.reap()
             peer.close()
         self._peers.clear()
-        self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Closes its own descriptors: at the end, or if there is no thread (never started, or in a forked child)."""
+        # Forgotten at once: a number that was closed may be somebody else's descriptor a moment later.
+        selector, wake, self._wake_write = self._selector, (self._wake_read, self._wake_write), -1
+        selector.close()
+        for fd in wake:
+            os.close(fd)

@@ -182,19 +182,24 @@ class ProcessLane:
     def close(self, timeout_s: float = 5.0) -> None:
         """Kills every worker, ends the io thread and lets go of all memory. May be repeated."""
         with self._lock:
-            started, self._closed = self._io_started and not self._closed, True
+            closed, self._closed = self._closed, True
+            started = self._io_started and not closed
         if started:
             self._io.close(timeout_s)
+        elif not closed:
+            self._io.let_go()
         self._peers.clear()
         self._publications.close()
 
     def forget_in_child(self) -> None:
         """In a forked child: the lane is closed there, and the parent's workers know nothing of it."""
+        if self._closed:
+            return
         self._closed = True
         for peer in self._peers.values():
             peer.forget_in_child()
         self._peers.clear()
-        self._io.forget_in_child()
+        self._io.let_go()
         self._publications.forget_in_child()
 
     # --- called back --------------------------------------------------------------------------------------------------
