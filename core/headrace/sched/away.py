@@ -105,8 +105,8 @@ def _fill(m: Machine, job: Job, worker: Worker, task: Task) -> None:
         current = _next(m, job, pending)
     if batch:
         m.out.append(c.RunAt(worker.id, batch))
-    m.roomy.pop(worker, None)  # to the end of the line
-    job.roomy.pop(worker, None)
+    if worker in m.roomy:  # to the end of the line
+        m.roomy[worker] = m.roomy.pop(worker)
     note_room(m, worker)
 
 
@@ -122,6 +122,7 @@ def _next(m: Machine, job: Job, pending: dict[Task, int]) -> Task | None:
             if right is heap:
                 return task
             heappush(right, task.id)
+            m.moved = True
         elif pending and task.state == WAITING and pending.get(task) == task.waiting:
             return task
     return None
@@ -200,22 +201,23 @@ def has_room(m: Machine, worker: Worker) -> bool:
 def note_room(m: Machine, worker: Worker) -> None:
     """Files a worker whose queue or state has changed."""
     usable = worker.up and not worker.stopping
-    if usable and has_room(m, worker):
+    length = len(worker.queue)
+    if usable and (length < 2 or has_room(m, worker)):
         m.roomy[worker] = None
         for job in worker.jobs:
             job.roomy[worker] = None
-    else:
-        m.roomy.pop(worker, None)
+    elif worker in m.roomy:
+        del m.roomy[worker]
         for job in worker.jobs:
             job.roomy.pop(worker, None)
-    if usable and not worker.queue:
+    if usable and length == 0:
         m.idle_workers[worker] = None
-    else:
-        m.idle_workers.pop(worker, None)
-    if usable and len(worker.queue) > 1 and worker not in m.asked and _behind_head_s(worker) >= STEAL_ABOVE_S:
+    elif worker in m.idle_workers:
+        del m.idle_workers[worker]
+    if usable and length > 1 and worker not in m.asked and _behind_head_s(worker) >= STEAL_ABOVE_S:
         m.victims[worker] = None
-    else:
-        m.victims.pop(worker, None)
+    elif worker in m.victims:
+        del m.victims[worker]
 
 
 def _behind_head_s(worker: Worker) -> float:
@@ -224,10 +226,8 @@ def _behind_head_s(worker: Worker) -> float:
 
 
 def steal(m: Machine) -> None:
-    """Asks a worker for half of what it has not begun, if another worker, or this process, has nothing to do."""
+    """Asks a worker for half of what it has not begun. For use when another worker, or this process, has nothing to do."""
     thief = next(iter(m.idle_workers), None)
-    if thief is None and (m.busy or not m.idle):
-        return
     for victim in list(islice(m.victims, 4)):
         last, _ = next(reversed(victim.queue.values()))
         if not _suits(last, thief):
@@ -265,7 +265,11 @@ def _suits(task: Task, thief: Worker | None) -> bool:
 
 def launch(m: Machine, job: Job) -> None:
     """Starts workers in the background when there is work for them."""
-    target = min(job.limit, m.cores) if job.lane == "processes" else max(1, m.cores - 1)
+    target = m.cores - (job.lane == "auto" and m.cores > 1)
+    if m.live >= target:
+        return
+    if job.lane == "processes":
+        target = min(target, job.limit)
     if m.live >= target or m.failed_starts >= m.max_deaths:
         return
     task = head(m, job.away)

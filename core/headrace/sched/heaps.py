@@ -64,18 +64,15 @@ def head(m: Machine, heap: list[int]) -> Task | None:
             if right is heap:
                 return task
             heappush(right, heappop(heap))
+            m.moved = True
         else:
             heappop(heap)
     return None
 
 
-def tidy(m: Machine, job: Job) -> bool:
-    """Afterwards each heap of the job is empty or has a ready task on top that belongs there. Whether any had not."""
+def tidy(m: Machine, job: Job) -> None:
+    """Afterwards each heap of the job is empty or has a ready task on top that belongs there."""
     # One pass is enough: what is moved belongs where it goes, and cannot make that heap's top a wrong one.
-    moved = False
     for heap in (job.quick, job.free, job.wide, job.gil, job.away):
         if heap:
-            top = heap[0]
-            task = head(m, heap)
-            moved = moved or task is None or task.id != top
-    return moved
+            head(m, heap)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.heaps import head, heap_of
+from headrace.sched.heaps import head, heap_of, tidy
 from headrace.sched.policy import HOLDS, QUICK, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, unplace
@@ -35,7 +35,10 @@ Choice = tuple[Slot, Task, list[int]]
 
 def place_here(m: Machine, job: Job) -> None:
     """Fills slots with tasks of a job as long as both are there and the rules allow it."""
-    while len(job.engaged) < job.limit:
+    while True:
+        tidy(m, job)  # so that choosing moves nothing: what is chosen must stay on top of its heap
+        if len(job.engaged) >= job.limit:
+            return
         choice = _choose_inline(m, job) if job.lane == "inline" else _choose(m, job)
         if choice is None:
             return

@@ -27,6 +27,7 @@ def job_submitted(m: Machine, event: e.JobSubmitted) -> None:
         caller = m.slots[event.caller] = Slot(event.caller, caller=True)
     job = Job(event.job, event.lane, max(1, event.limit), caller, event.nested)
     m.jobs[job.id] = job
+    m.autos += job.lane == "auto"
     _try_workers_again(m, job)
     _make_tasks(m, job, event)
     new = job.tasks
@@ -203,6 +204,7 @@ def finish(m: Machine, job: Job) -> None:
 def close(m: Machine, job: Job, finished: bool = False) -> None:
     """The job is over, well or not: forget its tasks; what still runs is ignored when it reports."""
     del m.jobs[job.id]
+    m.autos -= job.lane == "auto"
     m.hungry.pop(job, None)
     retire_slots(m, job)
     leave_workers(m, job)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from headrace.sched.commands import Command
 from headrace.sched.events import Event
 
-CAPACITY = 20_000
-"""How many tasks the entries may name together: about 10 MB."""
+CAPACITY = 5_000
+"""How many tasks the entries may name together: about 2 MB. More would be cold memory to free with every event."""
 
 TASKS = ("tasks", "returned", "arrived", "outputs")
 
@@ -38,23 +38,17 @@ class Log:
         return len(self._entries)
 
     def append(self, now: float, event: Event, commands: Sequence[Command]) -> None:
-        weight = _weight(event)
-        for command in commands:
-            weight += _weight(command)
+        # Nearly every id that a command names has been, or will be, named by an event: counting one side is enough.
+        weight = 1 + len(commands) + len(getattr(event, "spans", ())) + len(getattr(event, "deps", ()))
         self._entries.append(Entry(now, event, commands, weight))
         self._weight += weight
         while self._weight > self._capacity:
-            self._weight -= self._entries.popleft().weight
+            self._weight -= self._entries.popleft()[3]
             self.complete = False
 
     def story(self, task: int) -> list[Entry]:
         """The entries that name a task: what became of it, and why."""
         return [entry for entry in self if _names(entry.event, task) or any(_names(x, task) for x in entry.commands)]
-
-
-def _weight(record: Any) -> int:
-    spans = getattr(record, "spans", ())
-    return 1 + len(spans) + len(getattr(record, "tasks", ())) + len(getattr(record, "deps", ()))
 
 
 def _names(record: Any, task: int) -> bool:

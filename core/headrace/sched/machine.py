@@ -59,6 +59,7 @@ class Machine:
 
         self.tasks: dict[int, Task] = {}
         self.jobs: dict[int, Job] = {FUTURES: Job(FUTURES, lane, cores, None, False, futures=True)}
+        self.autos = int(lane == "auto")  # how many jobs may run on either side
         self.families: dict[Hashable, Family] = {}
         self.hungry: dict[Job, None] = {}  # jobs that may have ready tasks
         self.deaths: dict[int, int] = {}  # task → how many workers it took down, if any
@@ -86,6 +87,7 @@ class Machine:
         self.fetches: dict[Task, int] = {}  # FETCHING task → how many inputs must be published before it can be placed
 
         self.out: list[c.Command] = []
+        self.moved = False  # whether a ready task was found in a heap where it does not belong any more, and moved
         self.ending: list[Job] = []  # jobs whose last value has come in the event at hand
         self.releases: dict[tuple[int, ...], list[int]] = {}  # places → values that nobody needs since that event
         self.log = Log()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.sched.away import launch, place_away, steal
-from headrace.sched.heaps import head, tidy
+from headrace.sched.heaps import head
 from headrace.sched.here import place_here
 from headrace.sched.jobs import fail
 from headrace.sched.state import Job
@@ -20,25 +20,39 @@ if TYPE_CHECKING:
 
 def place(m: Machine) -> None:
     """Places whatever can be placed now."""
-    for job in list(m.hungry):
-        tidy(m, job)
-        while job.hungry:
-            place_here(m, job)
-            if job.away:
-                launch(m, job)
-                place_away(m, job)
-                _give_up(m, job)
-            if not tidy(m, job):
-                break
+    for job in tuple(m.hungry):
+        if job.lane == "processes":
+            _place_forced(m, job)
+        else:
+            again = True
+            while again:
+                place_here(m, job)
+                m.moved = False
+                if job.away:
+                    launch(m, job)
+                    place_away(m, job)
+                again = m.moved  # to another heap, which has been looked at already
         if not job.hungry:
             m.hungry.pop(job, None)
-    if m.victims:
+    if m.victims and (m.idle_workers or (m.autos and not m.busy)):
         steal(m)
+
+
+def _place_forced(m: Machine, job: Job) -> None:
+    """Lane ``processes``: where a task belongs never changes, so there is nothing to tidy."""
+    if job.free:
+        place_here(m, job)
+    if job.away:
+        launch(m, job)
+        if m.roomy:
+            place_away(m, job)
+        if m.live == 0:
+            _give_up(m, job)
 
 
 def _give_up(m: Machine, job: Job) -> None:
     """Tasks that may run nowhere but at workers fail when no worker can be started."""
-    while job.lane == "processes" and m.live == 0 and m.failed_starts >= m.max_deaths:
+    while m.failed_starts >= m.max_deaths:
         task = head(m, job.away)
         if task is None:
             return

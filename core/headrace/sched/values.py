@@ -98,7 +98,9 @@ def drop(m: Machine, task: Task, releases: dict[tuple[int, ...], list[int]] | No
     """Forgets a value wherever it is; the ``Release`` is collected in ``releases``, by default those of this event."""
     places: tuple[int, ...] = ()
     if task.workers is not None:
-        places = tuple(sorted(task.workers))
+        places = tuple(task.workers)
+        if len(places) > 1:
+            places = tuple(sorted(places))
         for number in places:
             del m.workers[number].holds[task]
         task.workers = None

@@ -34,17 +34,20 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
     worker = m.workers.get(event.worker)
     if worker is None:
         return
-    arrived_now = event.arrived if isinstance(event.arrived, (set, frozenset)) else set(event.arrived)
+    tasks, arrived_now = m.tasks, event.arrived
+    if len(arrived_now) > 4 and not isinstance(arrived_now, (set, frozenset)):
+        arrived_now = set(arrived_now)
     orphans = []
     for span in event.spans:
         number = span[0]
         task = dequeue(m, worker, number)
-        if task is None or task.state != AWAY or number not in m.tasks:
+        if task is None or task.state != AWAY or number not in tasks:
             orphans.append(number)
             continue
         task.family.ran_away(span, m.inline_below_s)
         task.size = span[5]
-        task.here = number in arrived_now
+        if number in arrived_now:
+            task.here = True
         copied(task, worker)
         done(m, task)
     if orphans:
@@ -53,7 +56,8 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
 
 
 def _progressed(m: Machine, worker: Worker) -> None:
-    m.asked.pop(worker, None)
+    if worker in m.asked:
+        del m.asked[worker]
     worker.heard = m.now
     note_room(m, worker)
 
