@@ -69,10 +69,11 @@ def _frozen(part: Any) -> Any:
 def test_told_as_dask_tells_it(lane: str) -> None:
     """The graph has one order only, so every call and every state in between must be the same."""
     ours, theirs = Recorder(), Recorder()
+    needed = {key: node for key, node in GRAPH.items() if key != "not needed"}  # older dask would run that too
     with ours:
-        assert get(GRAPH, ["out", "c"]) == (6, 5)
+        assert get(needed, ["out", "c"]) == (6, 5)
     with theirs:
-        assert get_sync(GRAPH, ["out", "c"]) == (6, 5)
+        assert get_sync(needed, ["out", "c"]) == (6, 5)
     assert [event for event in ours.events if event[0] != "pretask"] == [
         event for event in theirs.events if event[0] != "pretask"
     ]

@@ -168,8 +168,8 @@ def test_store_into_memory(lane: str, lock: bool) -> None:
     target = np.zeros((300, 300))
     (da.ones((300, 300), chunks=50) * 3).store(target, lock=lock)
     assert target.sum() == 270_000
-    (stored,) = (da.store([da.ones(100, chunks=10)], [np.zeros(100)], lock=lock, return_stored=True, compute=True),)
-    assert dask.compute(stored)[0].sum() == 100
+    stored = da.store([da.ones(100, chunks=10)], [np.zeros(100)], lock=lock, return_stored=True)
+    assert np.sum(dask.compute(stored)) == 100
 
 
 @pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf", "scipy"])
