@@ -323,6 +323,11 @@ class World:
             return task in self.future_calls and not self.future_calls[task].outcome
         return number in self.jobs and number not in self.finished and number not in self.failed
 
+    def running_slots(self) -> list[FakeSlot]:
+        """Those whose task might call compute itself now."""
+        found = (slot for slot in self.slots.values() if slot.current is not None and slot.waits_for is None)
+        return [slot for slot in found if slot.current is not None and self._is_known(slot.current)]
+
     # ---- what may happen next
 
     def actions(self) -> list[Action]:

@@ -1,0 +1,6 @@
+"""Makes the fake world importable for the tests of the decision core."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
