@@ -1,6 +1,7 @@
 """The only module that imports dask's internals; everything that changed between dask's releases is settled here.
 
-Supported: dask 2025.1.0 (the first release whose collections all make ``dask._task_spec`` nodes) to 2026.8.0.
+Supported: dask 2025.1.0 (the first release that fuses into ``dask._task_spec`` nodes only; the one before it still made
+``SubgraphCallable``) to 2026.8.0.
 
 Graph nodes are told apart by :data:`kinds`, which maps the *type* of anything that can stand in a graph to a small
 number. One look-up an argument is all that translation pays. Only dask's own types get a number of their own: a
