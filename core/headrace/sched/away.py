@@ -55,10 +55,10 @@ def place_away(m: Machine, job: Job) -> None:
 
 def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
     """The worker where the task is likely to start first, its inputs included; None if no worker may take it now."""
-    if len(job.engaged) >= job.limit:
-        spare = next(iter(job.roomy), None)
-    else:
-        spare = next(iter(m.idle_workers or m.roomy), None)
+    full = len(job.engaged) >= job.limit
+    spare = None if full else next(iter(m.idle_workers), None)
+    if spare is None:  # the better of two at random is nearly as good as the best of all, and here the order is as good as random
+        spare = min(islice(job.roomy if full else m.roomy, 2), key=_load_s, default=None)
     best, size = _holder(m, task)
     if best is None or best.stopping or not job.may_engage(best):
         return spare
@@ -67,6 +67,10 @@ def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
     if spare is None or best.load_s <= spare.load_s + TRIP_S + size / COPY_BYTES_PER_S:
         return best
     return spare
+
+
+def _load_s(worker: Worker) -> float:
+    return worker.load_s
 
 
 def _holder(m: Machine, task: Task) -> tuple[Worker | None, int]:
@@ -264,23 +268,23 @@ def _suits(task: Task, thief: Worker | None) -> bool:
 
 
 def launch(m: Machine, job: Job) -> None:
-    """Starts workers in the background when there is work for them."""
+    """Starts workers in the background when there is more work for them than for those that have nothing to do."""
     target = m.cores - (job.lane == "auto" and m.cores > 1)
-    if m.live >= target:
+    if m.live >= target or m.failed_starts >= m.max_deaths:
         return
     if job.lane == "processes":
         target = min(target, job.limit)
-    if m.live >= target or m.failed_starts >= m.max_deaths:
-        return
     task = head(m, job.away)
     if task is None or (job.lane == "auto" and task.family.kind != HOLDS):
         return
-    numbers = tuple(range(m.next_worker, m.next_worker + min(target - m.live, len(job.away))))
-    for number in numbers:
-        m.workers[number] = Worker(number, m.now)
-    m.next_worker += len(numbers)
-    m.live += len(numbers)
-    m.out.append(c.Launch(numbers))
+    waiting = len(job.away) - len(m.idle_workers) - (m.live - m.up)
+    numbers = tuple(range(m.next_worker, m.next_worker + min(target - m.live, waiting)))
+    if numbers:
+        for number in numbers:
+            m.workers[number] = Worker(number, m.now)
+        m.next_worker += len(numbers)
+        m.live += len(numbers)
+        m.out.append(c.Launch(numbers))
 
 
 def stop(m: Machine, worker: Worker, kill: bool) -> None:
