@@ -1,11 +1,11 @@
 """The process in which one scheduler runs its workloads. It is told what to do over a socket, a line of JSON at a time.
 
     {"op": "start", "scheduler": name, "module": name}      → import_s (what it takes beyond dask itself), start_s
-    {"op": "load", "workload": name | graph}    → {}            prepares data, imports what building needs
+    {"op": "load", "workload": name | graph}    → {}                prepares data, imports what building needs
     {"op": "build"}                             → {}
-    {"op": "run"}                               → seconds, digest        the result is dropped afterwards
-    {"op": "optimise"}                          → seconds, tasks         what dask itself takes before it calls a scheduler
-    {"op": "first"}                             → seconds       a graph of ten tasks, the first after the start
+    {"op": "run"}                               → seconds, digest   the result is dropped afterwards
+    {"op": "optimise"}                          → seconds, tasks    what dask takes before it calls a scheduler
+    {"op": "first"}                             → seconds           a graph of ten tasks, the first after the start
 
 Every reply may instead be ``{"error": text}``. Nothing else is written to the socket; what tasks print goes to the log.
 The driver runs this file by its path, and it imports Headrace only when told to, so that the import of Headrace can be

@@ -1,7 +1,7 @@
 """Fingerprints of results, so that schedulers in different processes can be compared without moving the results.
 
-A digest has two parts: a hash over every bit of the result, and a list of leaves that describe it (sums, extremes, a sum
-weighted by position) for results that may differ by rounding. Two digests are compared by :func:`compare`.
+A digest has two parts: a hash over every bit of the result, and a list of leaves that describe it (sums, extremes, a
+sum weighted by position) for results that may differ by rounding. Two digests are compared by :func:`compare`.
 """
 
 from __future__ import annotations

@@ -23,19 +23,15 @@ def make_plan(options: argparse.Namespace) -> Plan:
         schedulers=_schedulers(options),
         workloads=workloads,
         own=own,
-        repeats=_default(options.repeats, 3 if options.quick else 5),
-        bound_s=_default(options.bound, 25.0 if options.quick else 60.0),
+        repeats=options.repeats if options.repeats is not None else 3 if options.quick else 5,
+        bound_s=options.bound or (25.0 if options.quick else 60.0),
         memory=_memory(options, workloads),
         starts=0 if own else 1 if options.quick else 5,
     )
 
 
-def _default(given: float | None, default: float) -> float:
-    return default if given is None else given
-
-
 def _schedulers(options: argparse.Namespace) -> list[str]:
-    """Those named; else the stock ones and the installed peers. Headrace comes last, its lane auto first of all lanes."""
+    """Those named; else the stock ones and the installed peers. Headrace comes last, auto first."""
     others = options.schedulers
     if others is None:
         others = [*STOCK, *filter(is_installed, PEERS)]

@@ -87,9 +87,7 @@ class Terminal:
         mean = geometric_mean(report)
         if mean is not None:
             self.line()
-            self.line(
-                f"Headrace (auto) is {mean:.2f} times as fast as the best stock scheduler of each workload, geometric mean."
-            )
+            self.line(f"Headrace (auto): {mean:.2f} times as fast as the best stock scheduler, geometric mean.")
 
     def _legend(self, report: Report) -> None:
         self.line()
@@ -109,7 +107,7 @@ class Terminal:
             self.line("≠ a DIFFERENT RESULT: the time does not count.")
         if machine.get("busy_with_others", 0) > 0.1:
             self.line(
-                f"Other programs used {machine['busy_with_others']:.0%} of the machine meanwhile: repeat it when it is idle."
+                f"Other programs used {machine['busy_with_others']:.0%} of the machine meanwhile: repeat when idle."
             )
 
     def _memory(self, report: Report) -> None:

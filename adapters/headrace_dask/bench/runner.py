@@ -1,7 +1,7 @@
 """The driver: a process for each scheduler, repeats interleaved over them, whatever fails shown and left behind.
 
-Invariants: at any time only one child computes; a scheduler that failed on a workload or exceeded the bound is not run on
-it again, and goes on with the next workload in a new process; memory is only looked at in runs that are not timed.
+Invariants: at any time only one child computes; a scheduler that failed on a workload or exceeded the bound is not run
+on it again, and goes on with the next workload in a new process; memory is only looked at in runs that are not timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from headrace_dask.bench.workloads import Workload
 PREPARE_LIMIT_S = 300.0
 START_LIMIT_S = 60.0
 HOPELESS_S, HOPELESS_TIMES = 3.0, 10.0
-"""A first run that took this long, and this many times the fastest one, is not repeated: no median would change the picture."""
+"""A first run that took this long, and this many times the fastest, is not repeated: its median would tell no more."""
 
 
 @dataclass(frozen=True, slots=True)

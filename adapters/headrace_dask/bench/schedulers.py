@@ -97,6 +97,7 @@ def _open_ray() -> Opened:
 
 def _open_headrace(lane: str) -> Opened:
     import dask
+
     import headrace_dask
 
     dask.config.set({"headrace.lane": lane})

@@ -25,8 +25,8 @@ class Workload:
             scheduler, once a run, outside the timed part. All data are seeded: each build gives equal results.
         rtol: 0 where stock schedulers agree bit by bit, so results must be identical; otherwise the largest relative
             difference that counts as equal, with the reason in a comment where it is set.
-        normalise: applied to the computed result before it is compared; puts it into an order of its own where the order
-            of rows is not promised.
+        normalise: applied to the computed result before it is compared; gives rows an order where none is
+            promised.
         requires: modules without which the workload is skipped.
         prepare: makes files or data that all schedulers read; called in each process before the first build.
     """
