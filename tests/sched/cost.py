@@ -1,8 +1,9 @@
-"""What the decision core costs a task: ``python tests/sched/cost.py`` prints a table; nothing but ``Machine.handle`` is timed.
+"""What the decision core costs a task: ``python tests/sched/cost.py`` prints a table; nothing but ``Machine.handle`` is
+timed.
 
-A seeded simulation with a fake clock: workers take a task's time, a message takes a tenth of a millisecond, workers report every ten
-milliseconds as real ones do. The graph is blocks of three leaves and one task that combines them; a tenth of the blocks is
-joined with the one before, so that values move between workers.
+A seeded simulation with a fake clock: workers take a task's time, a message takes a tenth of a millisecond, workers
+report every ten milliseconds as real ones do. The graph is blocks of three leaves and one task that combines them; a
+tenth of the blocks is joined with the one before, so that values move between workers.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1_000)
     arguments = parser.parse_args()
     for size in arguments.tasks:
-        print(f"{size:>9,} tasks on {arguments.workers:,} workers: {cost_us(size, arguments.workers):6.2f} µs a task", flush=True)
+        cost = cost_us(size, arguments.workers)
+        print(f"{size:>9,} tasks on {arguments.workers:,} workers: {cost:6.2f} µs a task", flush=True)
     print(f"{10_000:>9,} quick tasks in the caller:   {min(quick_us(10_000) for _ in range(3)):6.2f} µs a task")
 
 

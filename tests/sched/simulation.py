@@ -1,11 +1,12 @@
 """A world for the decision core to rule: fake slots and fake workers that obey its commands, one small step at a time.
 
-Everything that takes time in reality is a step of its own that somebody chooses: a slot begins a task, ends it, reports; a
-worker hears an order, runs a task, its message arrives, it dies. So any interleaving that threads and sockets could
-produce can be played, by Hypothesis or by a seeded random walk, without a thread or a socket.
+Everything that takes time in reality is a step of its own that somebody chooses: a slot begins a task, ends it,
+reports; a worker hears an order, runs a task, its message arrives, it dies. So any interleaving that threads and
+sockets could produce can be played, by Hypothesis or by a seeded random walk, without a thread or a socket.
 
 Values are modelled: a task may only run if its inputs really are where the command said, and what it makes is a number
-that depends on all its inputs, so a finished job can be compared with direct evaluation, and at the end nothing may be left.
+that depends on all its inputs, so a finished job can be compared with direct evaluation, and at the end nothing may be
+left.
 """
 
 from __future__ import annotations
@@ -352,7 +353,7 @@ class World:
             found.append(("die", lambda w=worker: self.die(w)))  # type: ignore[misc]
             if worker.current is not None and self._is_known(worker.current):
                 found.append(("raise away", lambda w=worker: self._raise_away(w, e.TaskRaised)))  # type: ignore[misc]
-                found.append(("unpicklable", lambda w=worker: self._raise_away(w, e.TaskUnpicklable)))  # type: ignore[misc]
+                found.append(("unpicklable", lambda w=worker: self._hide(w)))  # type: ignore[misc]
             if worker.inbox and isinstance(worker.inbox[0], c.Publish):
                 found.append(("unpublishable", lambda w=worker: self._refuse(w)))  # type: ignore[misc]
             if worker.inbox and isinstance(worker.inbox[0], c.RunAt):
@@ -378,14 +379,15 @@ class World:
         slot.current = slot.pending.popleft()
         if self._is_known(slot.current):
             for dep in self.deps_of(slot.current):
-                assert dep in self.here or dep in self.published, f"task {slot.current} runs here without its input {dep}"
+                assert dep in self.here or dep in self.published, f"task {slot.current} runs here without {dep}"
 
     def _end_task(self, slot: FakeSlot) -> None:
         task, slot.current = slot.current, None
         assert task is not None
         if not self._is_known(task):
             return
-        self.here[task] = self._compute(task, lambda dep: self.here[dep] if dep in self.here else self.published[dep][0])
+        here, published = self.here, self.published
+        here[task] = self._compute(task, lambda dep: here[dep] if dep in here else published[dep][0])
         slot.spans.append(self._span(task, slot.alone))
 
     def _compute(self, task: int, value_of: Callable[[int], int]) -> int:
@@ -479,7 +481,7 @@ class World:
             self.die(worker)
 
     def _send(self, worker: FakeWorker, task: int) -> None:
-        """As the lane does: inputs go with the task unless they are there; a task that is of no use any more does not go."""
+        """As the lane does: inputs go with the task unless they are there; a task of no use any more does not go."""
         if not self._is_known(task):
             self._give_back(worker, task)
             return
@@ -527,6 +529,9 @@ class World:
         worker.promised.discard(task)
         self.errors.add(task)
         worker.outbox.append(event(task, worker.number))
+
+    def _hide(self, worker: FakeWorker) -> None:
+        self._raise_away(worker, e.TaskUnpicklable)
 
     def _refuse(self, worker: FakeWorker) -> None:
         command = worker.inbox.popleft()
@@ -579,7 +584,7 @@ class World:
             "queues": {w.id: w.queue for w in machine.workers.values() if w.queue},
             "spread": machine.jobs[FUTURES].spread,
         }  # fmt: skip
-        assert not any(left.values()), f"left over: { {name: what for name, what in left.items() if what} }"
+        assert not {name: what for name, what in left.items() if what}
         self.post(e.WorkersIdled())
         self.now += 100.0
         self.post(e.WorkersIdled())

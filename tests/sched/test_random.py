@@ -1,4 +1,4 @@
-"""Random graphs, lanes, failures, deaths, cancellations and publications, in any legal order; checked after every event."""
+"""Random graphs, lanes, failures, deaths and cancellations in any legal order, checked after every event."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 Rules:
 
-1. Workers have a short queue ahead (``ahead_s`` of expected work), because they are far away. A task goes to the worker that
-   holds most of its input unless that has more to do than moving the input would cost; consecutive tasks, which are siblings
-   in depth-first order, go together, and a chain or the top of a small tree goes with them ("absorbed": it needs nothing but
-   its predecessors in the same queue, so it could not run anywhere else sooner).
+1. Workers have a short queue ahead (``ahead_s`` of expected work), because they are far away. A task goes to the worker
+   that holds most of its input unless that has more to do than moving the input would cost; consecutive tasks, which
+   are siblings in depth-first order, go together, and a chain or the top of a small tree goes with them ("absorbed": it
+   needs nothing but its predecessors in the same queue, so it could not run anywhere else sooner).
 2. No more than the job's limit of slots and workers are engaged for a job.
-3. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it has
-   made progress, so no task can move to and fro for ever; but a worker that has just started may ask all.
+3. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it
+   has made progress, so no task can move to and fro for ever; but a worker that has just started may ask all.
 
 Nothing here looks at all workers: ``roomy``, ``idle`` and ``victims`` are kept up to date by ``note_room``.
 """
@@ -57,7 +57,7 @@ def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
     """The worker where the task is likely to start first, its inputs included; None if no worker may take it now."""
     full = len(job.engaged) >= job.limit
     spare = None if full else next(iter(m.idle_workers), None)
-    if spare is None:  # the better of two at random is nearly as good as the best of all, and here the order is as good as random
+    if spare is None:  # the better of any two is nearly as good as the best of all
         spare = min(islice(job.roomy if full else m.roomy, 2), key=_load_s, default=None)
     best, size = _holder(m, task)
     if best is None or best.stopping or not job.may_engage(best):
@@ -115,7 +115,7 @@ def _fill(m: Machine, job: Job, worker: Worker, task: Task) -> None:
 
 
 def _next(m: Machine, job: Job, pending: dict[Task, int]) -> Task | None:
-    """Takes the first task of the heap that is ready and belongs there, or that may follow its predecessors in the batch."""
+    """Takes the first task of the heap that is ready and belongs there, or may follow its predecessors in the batch."""
     heap, tasks = job.away, m.tasks
     while heap:
         task = tasks.get(heappop(heap))
@@ -230,7 +230,7 @@ def _behind_head_s(worker: Worker) -> float:
 
 
 def steal(m: Machine) -> None:
-    """Asks a worker for half of what it has not begun. For use when another worker, or this process, has nothing to do."""
+    """Asks a worker for half of what it has not begun, since another worker, or this process, has nothing to do."""
     thief = next(iter(m.idle_workers), None)
     for victim in list(islice(m.victims, 4)):
         last, _ = next(reversed(victim.queue.values()))

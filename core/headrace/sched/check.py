@@ -1,4 +1,4 @@
-"""What must hold after every event. ``verify`` looks at everything and costs accordingly: for tests and ``Settings.check``.
+"""What must hold after every event. ``verify`` looks at everything, and costs accordingly: it is for tests.
 
 Nothing here is used to decide anything, and nothing is looked up in an index that it could verify instead: rules of
 placement are stated a second time, over all ready tasks, so that no shortcut of the machine can hide a lost wake-up.
@@ -37,7 +37,7 @@ _state = Task.__dict__["state"]
 
 
 class CheckedTask(Task):
-    """A task that refuses a transition that is not in the table. Used in place of ``Task`` when the machine checks itself."""
+    """A task that refuses a transition that is not in the table; used when the machine checks itself."""
 
     __slots__ = ()
 
@@ -88,7 +88,7 @@ def _verify_counters(m: Machine, task: Task) -> None:
     if task.state in OPEN:
         waiting = sum(dep.state != DONE for dep in task.deps)
         _holds(task.waiting == waiting, f"{task} waits for {waiting} tasks, not {task.waiting}")
-        _holds(task.state not in (READY, FETCHING) or waiting == 0, f"{task} is not ready: it waits for {waiting} tasks")
+        _holds(task.state not in (READY, FETCHING) or waiting == 0, f"{task} waits for {waiting} tasks")
         _holds(waiting or task.state != WAITING, f"{task} waits for nothing")
     if task.state in (DONE, FAILED, CANCELLED):
         _holds(not task.deps or not (task.job.futures and (task.here or task.state != DONE)), f"{task} is not settled")
@@ -104,7 +104,7 @@ def _verify_value(m: Machine, task: Task) -> None:
     for number in task.workers or ():
         _holds(task in m.workers[number].holds, f"worker {number} does not know that it holds {task}")
     _holds(not task.workers or task in task.job.spread, f"{task} is at workers and not known to be")
-    _holds(task.here or task.workers is None or len(task.workers) == 1, f"{task} was copied without having been published")
+    _holds(task.here or task.workers is None or len(task.workers) == 1, f"{task} was copied and never published")
 
 
 def _verify_place(m: Machine, task: Task) -> None:
@@ -156,8 +156,9 @@ def _consumers(tasks: list[Task]) -> Counter[Task]:
             for dep in task.deps:
                 found[dep] += 1
     for task in tasks:
-        if not task.job.futures and task.here and task.state == DONE and not task.deps and task.consumers == found[task] + 1:
-            found[task] += 1  # a literal counts itself
+        literal = not task.job.futures and task.here and task.state == DONE and not task.deps
+        if literal and task.consumers == found[task] + 1:
+            found[task] += 1  # it counts itself, so as never to be released
     return found
 
 
@@ -196,7 +197,8 @@ def _verify_machine(m: Machine) -> None:
     _holds(m.gil - nested <= 1, "two tasks that hold the GIL run here")
     _holds(len(m.pool) == m.cores, "slots were lost")
     _holds(all(m.slots.get(slot.id) is slot for slot in m.busy), "a slot that is gone is busy")
-    _holds(all(worker.id in m.workers for worker in (*m.roomy, *m.idle_workers, *m.victims, *m.asked)), "a dead worker has room")
+    filed = (*m.roomy, *m.idle_workers, *m.victims, *m.asked)
+    _holds(all(m.workers.get(worker.id) is worker for worker in filed), "a dead worker is filed")
     pending = Counter(task.family for task in m.tasks.values() if task.state in OPEN)
     for family in m.families.values():
         _holds(family.pending == pending[family], f"{family.name} has {pending[family]} pending, not {family.pending}")
@@ -219,7 +221,7 @@ def _verify_fetching(m: Machine) -> None:
 
 def _verify_nothing_waits_in_vain(m: Machine) -> None:
     for job in m.jobs.values():
-        ready = sorted((task for task in m.tasks.values() if task.job is job and task.state == READY), key=lambda t: t.id)
+        ready = [task for _, task in sorted(m.tasks.items()) if task.job is job and task.state == READY]
         # What stands in a heap where it does not belong any more is found when that heap's top has gone.
         filed = [task for task in ready if task.id in heap_of(m, task)]
         _holds(filed or not ready, f"job {job.id} has ready tasks, none of them where it belongs")
@@ -287,7 +289,8 @@ def _verify_stealing(m: Machine) -> None:
         for task, _ in rest:
             alone = task.state == AWAY and task.waiting == 0 and victim.load_s - first_s >= STEAL_ABOVE_S
             thieves = [worker for worker in m.idle_workers if task.job.may_engage(worker)]
-            _holds(not (alone and thieves and len(m.jobs) <= 2), f"{task} waits at worker {victim.id} and others are idle")
+            # Of several jobs one may forbid what another allows; then the victim's turn comes with a later event.
+            _holds(not (alone and thieves and len(m.jobs) <= 2), f"{task} waits and {len(thieves)} workers are idle")
 
 
 def _verify_progress(m: Machine) -> None:

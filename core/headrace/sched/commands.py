@@ -76,7 +76,7 @@ class FinishJob:
 
 @dataclass(frozen=True, slots=True)
 class FailJob:
-    """The job has failed at this task: its exception is in the shell, unless ``deaths`` says that workers died of it."""
+    """The job has failed at this task: its exception is in the shell, unless ``deaths`` says how many workers died."""
 
     job: int
     task: int
@@ -92,7 +92,7 @@ class FinishFuture:
 
 @dataclass(frozen=True, slots=True)
 class FailFuture:
-    """The future failed because task ``cause`` (itself, or one it depends on) raised or, with ``deaths``, kept dying."""
+    """The future failed: task ``cause`` (itself, or one it depends on) raised or, with ``deaths``, kept dying."""
 
     task: int
     cause: int

@@ -1,8 +1,9 @@
 """What has happened: the only input of the decision core. Plain data, past tense, no I/O.
 
-Vocabulary. A *task* has an id, unique in its runtime: ``base of its job + index in its graph``. A *job* is one submitted
-graph. A *slot* is a thread of this process that runs tasks: the thread that waits for a job (its caller), or a pool
-thread. A *worker* is a worker process. ``HERE`` is this process as a place that holds values; workers are places too.
+Vocabulary. A *task* has an id, unique in its runtime: ``base of its job + index in its graph``. A *job* is one
+submitted graph. A *slot* is a thread of this process that runs tasks: the thread that waits for a job (its caller), or
+a pool thread. A *worker* is a worker process. ``HERE`` is this process as a place that holds values; workers are places
+too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Span(NamedTuple):
     cpu_s: float
     """CPU time of the thread that ran it; -1 when not measured (the task was too quick to be worth it)."""
     width: float
-    """CPU time of the whole process over wall time while it ran: above 1, code that is parallel inside. -1: not measured."""
+    """CPU time of the whole process over wall time while it ran: above 1, it is parallel inside. -1: not measured."""
     size_bytes: int
     """Size of the result, estimated without pickling; -1 when not known."""
     transfer_s: float
@@ -72,7 +73,7 @@ class FuturesDropped:
 
 @dataclass(frozen=True, slots=True)
 class TasksCancelled:
-    """Futures that must not start; those that run already go on. The ids that were really cancelled are commanded back."""
+    """Futures that must not start; those that run already go on. Which were really cancelled is commanded back."""
 
     tasks: tuple[int, ...]
 

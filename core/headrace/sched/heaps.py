@@ -1,8 +1,8 @@
 """Ready tasks, by kind of place and by priority. A task's id is its priority: lower ids first.
 
-Invariant: every READY task's id stands in a heap of its job. Entries go stale (their task has been placed, has gone back to
-waiting, is gone) and are dropped when they come to the top; a task whose family has changed kind meanwhile is then moved to
-the heap where it belongs. So a change of kind costs nothing but what is touched anyway.
+Invariant: every READY task's id stands in a heap of its job. Entries go stale (their task has been placed, has gone
+back to waiting, is gone) and are dropped when they come to the top; a task whose family has changed kind meanwhile is
+then moved to the heap where it belongs. So a change of kind costs nothing but what is touched anyway.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def heap_of(m: Machine, task: Task) -> list[int]:
     """The heap in which a ready task waits for its kind of place.
 
-    quick: a batch of any one slot; free: a slot; wide: a slot, alone; gil: a slot, one at a time; away: a worker, but in lane
-    ``auto`` a slot that has nothing else to do may take it, as from ``gil``.
+    quick: a batch of any one slot; free: a slot; wide: a slot, alone; gil: a slot, one at a time; away: a worker, but
+    in lane ``auto`` a slot that has nothing else to do may take it, as from ``gil``.
 
-    Futures are neither wide nor one at a time: a task that waits for a future which must wait for that task would never end.
+    Futures are neither wide nor one at a time: a task that waits for a future which must wait for that task would never
+    end.
     """
     job = task.job
     lane = job.lane

@@ -1,9 +1,10 @@
 """The slots of this process: what they are given, and what they report.
 
-Rules of lane ``auto``, which ``heaps.heap_of`` prepares: quick tasks go in batches to one slot of the job at a time, the
-caller's if it is idle; a wide task starts when nothing else runs here, and nothing else starts beside it; of tasks that hold
-the GIL one runs here. Forced lanes keep the first rule only, and threads without the caller. The caller of a nested job has left a
-slot to wait here, so it may run whatever the job has when no rule lets anything else run: else all could wait for ever.
+Rules of lane ``auto``, which ``heaps.heap_of`` prepares: quick tasks go in batches to one slot of the job at a time,
+the caller's if it is idle; a wide task starts when nothing else runs here, and nothing else starts beside it; of tasks
+that hold the GIL one runs here. Forced lanes keep the first rule only, and threads without the caller. The caller of a
+nested job has left a slot to wait here, so it may run whatever the job has when no rule lets anything else run: else
+all could wait for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 QUICK_BATCH, QUICK_BUDGET_S = 1024, 0.005
 UNKNOWN_BATCH = 16
-"""A batch of a slot: long enough to make the bookkeeping cheap, short enough to give memory back and to change course."""
+"""Long enough to make the bookkeeping cheap, short enough to give memory back and to change course."""
 
 Choice = tuple[Slot, Task, list[int]]
 """A slot, the task it should begin with, and the heap on top of which that stands."""
@@ -74,7 +75,7 @@ def _choose(m: Machine, job: Job) -> Choice | None:
                     best = _better(m, job.away, pool, best)
             best = _better(m, job.wide, pool, best)
             if best is not None and best[2] is job.wide and m.busy:
-                best = None  # its turn, but not alone yet: whatever comes after it waits as well, or it would wait for ever
+                best = None  # it is not alone yet: whatever comes after it waits as well, or its turn would never come
     if best is None and job.nested and caller is not None:
         for heap in (job.quick, job.free, job.wide, job.gil, job.away if job.lane == "auto" else []):
             best = _better(m, heap, caller, best)
@@ -94,7 +95,7 @@ def _better(m: Machine, heap: list[int], slot: Slot | None, best: Choice | None)
 
 
 def _may_stay(m: Machine, task: Task) -> bool:
-    """Whether a task meant for workers may run here: its inputs are here, or the workers that have them are overloaded."""
+    """Whether a task meant for workers may run here: its inputs are here, or those who have them are overloaded."""
     for dep in task.deps:
         if not dep.here:
             for number in dep.workers or ():
@@ -270,5 +271,3 @@ def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int) -> 
                 i += 1
             span = span._replace(wall_s=total / (i - first))
         family.ran_here(span, solo, neighbours, m.inline_below_s)
-
-

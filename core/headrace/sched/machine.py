@@ -58,7 +58,7 @@ class Machine:
         self.now = 0.0
 
         self.tasks: dict[int, Task] = {}
-        self.jobs: dict[int, Job] = {FUTURES: Job(FUTURES, lane, cores, None, False, futures=True)}
+        self.jobs: dict[int, Job] = {FUTURES: Job(FUTURES, lane, cores, None, futures=True)}
         self.autos = int(lane == "auto")  # how many jobs may run on either side
         self.families: dict[Hashable, Family] = {}
         self.hungry: dict[Job, None] = {}  # jobs that may have ready tasks

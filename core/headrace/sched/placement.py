@@ -1,7 +1,7 @@
 """Where ready tasks run. Called after every event; pure, like the machine whose state it works on.
 
-What may run where is prepared by ``heaps``; the rules of slots stand in ``here``, those of workers in ``away``. Slots go
-first: nothing is closer than this process.
+What may run where is prepared by ``heaps``; the rules of slots stand in ``here``, those of workers in ``away``. Slots
+go first: nothing is closer than this process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is measured of a family of tasks, and what follows from it for where its tasks run.
 
-No scheduler in the field chooses for the user, and each is the wrong choice for half of the workloads (PEERS.md). A family
-(a dask key prefix, a function) is one of five kinds, learned from the spans of the tasks that have run:
+No scheduler in the field chooses for the user, and each is the wrong choice for half of the workloads (PEERS.md). A
+family (a dask key prefix, a function) is one of five kinds, learned from the spans of the tasks that have run:
 
 ========  ===========================================================  =========================================
 kind      how it is recognised                                         where it runs
@@ -33,7 +33,7 @@ WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 
 
 class Family:
-    """The running measurements of one family. Times are smoothed: fast downwards (a first run pays for imports), slowly up."""
+    """What is measured of one family. Times are smoothed: fast downwards (a first run pays for imports), slowly up."""
 
     __slots__ = (
         "kind",
@@ -121,14 +121,15 @@ class Family:
     def _slow_kind(self, neighbours: int) -> int:
         if self.width >= WIDE_ENTER or (self.kind == WIDE and self.width >= WIDE_LEAVE):
             return WIDE
-        enough = (self.shared_runs >= 4 and self.shared_wall > 8e-3) or (self.shared_runs >= 2 and self.shared_wall > 60e-3)
-        if not enough:
+        runs, wall = self.shared_runs, self.shared_wall
+        if not ((runs >= 4 and wall > 8e-3) or (runs >= 2 and wall > 60e-3)):
             return FREE
         share = self.shared_cpu / self.shared_wall
         if self.solo_wall > 0.0:
             starved = share < STARVED * self.solo_cpu / self.solo_wall
         else:
-            # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O gets anything.
+            # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O
+            # gets anything.
             starved = abs(share - 1.0 / (neighbours + 1)) < 0.13
         self.shared_wall *= 0.5
         self.shared_cpu *= 0.5

@@ -96,7 +96,9 @@ class Job:
         "wide",
     )
 
-    def __init__(self, id: int, lane: str, limit: int, caller: Slot | None, nested: bool, futures: bool = False) -> None:
+    def __init__(
+        self, id: int, lane: str, limit: int, caller: Slot | None, nested: bool = False, futures: bool = False
+    ) -> None:
         self.id = id
         self.lane = lane
         self.limit = limit
@@ -104,8 +106,8 @@ class Job:
         self.nested = nested
         self.futures = futures
         self.tasks: list[Task] = []  # of futures none: they come and go
-        # Heaps of ids that may be READY, one for each kind of place (``placement.heap_of``). Entries go stale, and a task may
-        # belong in another heap by now: both is put right when the entry comes to the top.
+        # Heaps of ids that may be READY, one for each kind of place (``placement.heap_of``). Entries go stale, and a
+        # task may belong in another heap by now: both is put right when the entry comes to the top.
         self.quick: list[int] = []
         self.free: list[int] = []
         self.wide: list[int] = []

@@ -1,9 +1,10 @@
 """The life of a value: made, published, copied, released; and, when a dead worker held the only one, made again.
 
-Lineage. A graph keeps all its tasks until its job ends, so whatever is lost can be run again, from wherever there still is
-something to start from. Futures come and go without an end, so a future keeps its inputs until it is *settled*: its value
-is HERE or published and cannot be lost, or will never be needed. Then it lets go of its inputs, and a chain of futures of
-any length frees its past. ``Release`` is the last that is heard of a future; a task of a graph may still run again.
+Lineage. A graph keeps all its tasks until its job ends, so whatever is lost can be run again, from wherever there still
+is something to start from. Futures come and go without an end, so a future keeps its inputs until it is *settled*: its
+value is HERE or published and cannot be lost, or will never be needed. Then it lets go of its inputs, and a chain of
+futures of any length frees its past. ``Release`` is the last that is heard of a future; a task of a graph may still run
+again.
 
 No function here is recursive: chains of a hundred thousand tasks are real.
 """
