@@ -9,7 +9,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
+
+from headrace import testing
 
 PROGRAM = textwrap.dedent("""
     import os
@@ -80,24 +83,25 @@ def test_functions_of_a_script_next_to_importable_ones(tmp_path: Path) -> None:
     assert run([sys.executable, str(tmp_path / "script.py")]).split() == ["21"]
 
 
-def test_notebook_kernel() -> None:
-    pytest.importorskip("ipykernel")
-    from jupyter_client.manager import start_new_kernel
+NOTEBOOK = """
+import sys
+from jupyter_client.manager import start_new_kernel
 
-    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
-    try:
-        printed: list[str] = []
-        for cell in (PROGRAM, "print('again', sum(p.x for p, _ in results))"):
-            reply = client.execute_interactive(
-                cell,
-                timeout=60,
-                output_hook=lambda message: printed.append(message["content"].get("text", "")),
-            )
-            assert reply["content"]["status"] == "ok", printed
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-    assert "".join(printed).split("\n")[:2] == [EXPECTED, "again 26"]
+manager, client = start_new_kernel(kernel_name="python3", startup_timeout=60)
+try:
+    for cell in sys.argv[1:]:
+        show = lambda message: print(message["content"].get("text", ""), end="")
+        reply = client.execute_interactive(cell, timeout=60, output_hook=show)
+        assert reply["content"]["status"] == "ok", reply
+finally:
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+"""
+
+
+def test_notebook_kernel() -> None:
+    cells = [PROGRAM, "print('again', sum(p.x for p, _ in results))"]
+    assert run([sys.executable, "-c", NOTEBOOK, *cells]).splitlines() == [EXPECTED, "again 26"]
 
 
 def test_daemon(tmp_path: Path) -> None:
@@ -122,8 +126,6 @@ def test_daemon(tmp_path: Path) -> None:
             os.rename({str(out)!r} + ".part", {str(out)!r})
     """)
     run([sys.executable, "-c", script])
-    from headrace import testing
-
     testing.wait_until(out.exists, "the daemon's output")
     assert out.read_text().splitlines() == [EXPECTED]
 
@@ -194,11 +196,21 @@ def test_owner_killed_leaves_no_worker(tmp_path: Path) -> None:
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
     )
     assert owner.stdout is not None and owner.stdin is not None
-    pids = [int(owner.stdout.readline()) for _ in range(2)]
-    owner.kill()
-    owner.wait()
-    from headrace import testing
+    try:
+        pids = [int(owner.stdout.readline()) for _ in range(2)]
+        owner.kill()
+        owner.wait()
+        testing.wait_until(lambda: not any(runs(pid) for pid in pids), "the end of the workers", 1.0)
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdin.close()
+        owner.stdout.close()
 
-    testing.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the end of the workers", 1.0)
-    owner.stdin.close()
-    owner.stdout.close()
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not a zombie: reaping an orphan is up to init, and may take long."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
