@@ -2,19 +2,21 @@
 #
 #   make demo          real graphs over real data, on the stock schedulers and on Headrace: under three minutes
 #   make test          the tests, on the newest dependencies
-#   make test-oldest   the tests, on the oldest dependencies of the declared ranges (in .venv-oldest)
+#   make test-oldest   the tests of what depends on others' versions, on the oldest of the declared ranges (.venv-oldest)
 #   make check         formatting, lint, types, import contracts
 #   make compat        other people's test suites on stock schedulers and on Headrace
 #   make bench         the whole benchmark suite
 #   make format        rewrites the sources in the one format
 #   make clean         removes environments, caches and outputs
 #
-# PYTHON chooses the interpreter (3.10 or newer); TEST_ARGS goes to pytest, COMPAT_ARGS and BENCH_ARGS likewise.
+# PYTHON chooses the interpreter (3.10 or newer); TEST_ARGS goes to pytest, COMPAT_ARGS and BENCH_ARGS likewise;
+# OLDEST_TESTS=tests runs everything on the oldest versions.
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 TEST_ARGS ?=
+OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
 COMPAT_ARGS ?=
 BENCH_ARGS ?=
 
@@ -38,7 +40,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 test-oldest: $(VENV_OLDEST)/.test
-	$(VENV_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-oldest $(TEST_ARGS)
+	$(VENV_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-oldest $(OLDEST_TESTS) $(TEST_ARGS)
 
 check: check-format check-lint check-types check-imports
 
