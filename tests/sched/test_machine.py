@@ -10,7 +10,7 @@ import pytest
 from headrace.errors import InternalError
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.away import GUESS_S
+from headrace.sched.away import LONG_S
 from headrace.sched.check import verify
 from headrace.sched.here import QUICK_BUDGET_S, UNKNOWN_BATCH
 from headrace.sched.log import Log
@@ -223,12 +223,23 @@ def test_any_number_of_nested_callers_goes_on() -> None:
 
 def test_lane_processes_launches_as_many_as_there_is_work_for() -> None:
     d = Driver(cores=4)
+    d.know("f", FREE, 0.003)
     assert d.submit([()] * 3, "processes", outputs=range(3), limit=4) == [c.Launch((1, 2, 3))]
     assert d(e.WorkerStarted(2)) == [c.RunAt(2, [100]), c.RunAt(2, [101]), c.RunAt(2, [102])]
     assert d(e.WorkerStarted(1)) == [c.Revoke(2, [102])]
     assert d(e.TasksRevoked(2, [102])) == [c.RunAt(1, [102])]
     assert d(ran_away(2, 100, 101)) == []
     assert d(ran_away(1, 102)) == [c.FinishJob(1)]
+
+
+@pytest.mark.parametrize("wall_s", [None, LONG_S])
+def test_nothing_is_queued_behind_a_long_or_an_unknown_task(wall_s: float | None) -> None:
+    d = Driver()
+    if wall_s is not None:
+        d.know("f", FREE, wall_s)
+    d.submit([()] * 4, "processes", outputs=range(4))
+    assert d(e.WorkerStarted(1)) == [c.RunAt(1, [100])]
+    assert d(e.WorkerStarted(2)) == [c.RunAt(2, [101])]
 
 
 def test_a_chain_goes_to_one_worker_at_once() -> None:
@@ -250,6 +261,15 @@ def test_values_stay_until_somebody_else_needs_them() -> None:
     assert d(ran_away(1, 102)) == [c.Release([100], (1,)), c.Release([101], (1, 2)), c.FinishJob(1)]
 
 
+def test_what_needs_a_value_from_elsewhere_is_not_taken_along() -> None:
+    d = Driver()
+    d.start_workers(2)
+    assert d.submit([(), (), (1,), (0, 2)], "processes") == [c.RunAt(1, [100]), c.RunAt(2, [101])]
+    assert d(ran_away(1, 100, arrived=False)) == []
+    assert d(ran_away(2, 101, arrived=False)) == [c.RunAt(2, [102])]
+    assert d(ran_away(2, 102, arrived=False)) == [c.Release([101], (2,)), c.Publish(2, 102)]
+
+
 def test_a_large_output_finishes_the_job_once_it_is_published() -> None:
     d = Driver()
     d.start_workers(1)
@@ -260,7 +280,7 @@ def test_a_large_output_finishes_the_job_once_it_is_published() -> None:
 
 def test_a_worker_that_ran_dry_gets_half_of_what_another_has() -> None:
     d = Driver()
-    d.know("f", FREE, GUESS_S)
+    d.know("f", FREE, 0.003)
     d.submit([()] * 5, "processes", outputs=range(5))
     commands = d(e.WorkerStarted(1))
     assert [task for run in commands for task in run.tasks] == [100, 101, 102, 103, 104]
@@ -322,6 +342,7 @@ def test_cancelling_kills_workers_that_are_at_it() -> None:
 def test_a_dead_workers_tasks_go_elsewhere() -> None:
     d = Driver()
     d.start_workers(2)
+    d.know("f", FREE, 0.003)
     d.submit([()] * 2, "processes", outputs=range(2))
     assert d(e.WorkerDied(1, 100)) == [c.Launch((3,)), c.RunAt(2, [100])]
 

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 AWAY_BATCH = 256
 QUEUE_LENGTH = 4 * AWAY_BATCH
-GUESS_S = 0.003
-"""What a task of a family is expected to take as long as none has run."""
+LONG_S = 0.1
+"""Behind a task of this length nothing is queued: a round trip is nothing beside it, and a worker that holds the GIL in C
+code cannot even answer when asked to give back what waits behind."""
+GUESS_S = LONG_S
+"""What a task of a family is expected to take as long as none has run: nothing is queued behind the unknown."""
 STEAL_ABOVE_S = 0.003
 """A queue with less expected work than this behind its head is not worth a round trip."""
 LATE_S = 0.1
@@ -199,14 +202,15 @@ def dequeue(m: Machine, worker: Worker, number: int) -> Task | None:
 
 
 def has_room(m: Machine, worker: Worker) -> bool:
-    return len(worker.queue) < 2 or (worker.load_s < m.ahead_s and len(worker.queue) < QUEUE_LENGTH)
+    length = len(worker.queue)
+    return length == 0 or worker.load_s < (LONG_S if length == 1 else m.ahead_s) and length < QUEUE_LENGTH
 
 
 def note_room(m: Machine, worker: Worker) -> None:
     """Files a worker whose queue or state has changed."""
     usable = worker.up and not worker.stopping
     length = len(worker.queue)
-    if usable and (length < 2 or has_room(m, worker)):
+    if usable and has_room(m, worker):
         m.roomy[worker] = None
         for job in worker.jobs:
             job.roomy[worker] = None
