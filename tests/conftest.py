@@ -85,7 +85,8 @@ def _processes() -> dict[int, str]:
 
 def _describe(pid: int, kind: str) -> str:
     try:
-        return f"{kind} {pid}: {' '.join(psutil.Process(pid).cmdline())[:120]}"
+        process = psutil.Process(pid)
+        return f"{kind} {pid} ({process.status()}): {' '.join(process.cmdline())[:120]}"
     except psutil.Error:
         return f"{kind} {pid}"
 
@@ -132,17 +133,30 @@ def _left_behind(before: Footprint) -> list[str]:
 
 
 def _of_others(lines: list[str]) -> list[str]:
-    """Those files in shared memory that a process which is not of this run maps: other programs use it too."""
+    """Those files in shared memory that a process which is not of this run maps: other programs use it too.
+
+    Told by inode: a semaphore is mapped under another name than the one it has afterwards.
+    """
     if not lines:
         return []
     ours = {os.getpid(), *_processes()}
-    mapped = ""
-    for pid in psutil.pids():
-        try:
-            mapped += "" if pid in ours else Path(f"/proc/{pid}/maps").read_text()
-        except OSError:  # it has ended
-            continue
-    return [line for line in lines if line.removeprefix("file: ") in mapped]
+    inodes = {inode for pid in psutil.pids() if pid not in ours for inode in _mapped_shared_memory(pid)}
+    return [line for line in lines if _inode(line.removeprefix("file: ")) in inodes]
+
+
+def _mapped_shared_memory(pid: int) -> list[str]:
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:  # it has ended
+        return []
+    return [line.split()[4] for line in lines if f" {SHARED_MEMORY}/" in line]
+
+
+def _inode(path: str) -> str:
+    try:
+        return str(os.stat(path).st_ino)
+    except OSError:  # gone in the meantime
+        return ""
 
 
 def _close_default_runtime() -> None:
