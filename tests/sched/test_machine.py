@@ -288,6 +288,16 @@ def test_a_worker_that_ran_dry_gets_half_of_what_another_has() -> None:
     assert d(e.TasksRevoked(1, [103, 104])) == [c.RunAt(2, [103]), c.RunAt(2, [104])]
 
 
+def test_nothing_is_queued_behind_what_is_long_or_unknown() -> None:
+    d = Driver()
+    d.start_workers(1)
+    d.know("long", FREE, 1.0)
+    assert d.submit([()] * 2, "processes", "long", outputs=range(2), limit=1) == [c.RunAt(1, [100])]
+    unknown = Driver()
+    unknown.start_workers(1)
+    assert unknown.submit([()] * 2, "processes", outputs=range(2), limit=1) == [c.RunAt(1, [100])]
+
+
 def test_a_worker_is_not_asked_again_before_it_has_made_progress() -> None:
     d = Driver(cores=3)
     d.know("f", FREE, 0.004)

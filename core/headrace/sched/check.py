@@ -166,7 +166,10 @@ def _verify_slot(m: Machine, slot: Slot) -> None:
     busy = slot in m.busy
     _holds(busy == (slot.job is not None), f"slot {slot.id} is {'busy' if busy else 'idle'} and its job says otherwise")
     _holds(busy or not (slot.batch or slot.wide or slot.gil or slot.stalled), f"slot {slot.id} is idle and not clear")
-    if not slot.caller:
+    _holds(slot.job is None or m.jobs.get(slot.job.id) is slot.job, f"slot {slot.id} is busy with a job that is over")
+    if slot.caller:
+        _holds(any(job.caller is slot for job in m.jobs.values()), f"slot {slot.id} is the caller of no job")
+    else:
         _holds(slot in m.pool and (slot in m.idle) != busy, f"slot {slot.id} is filed wrongly")
     if slot.wide and slot.job is not None and not slot.job.nested:
         others = [other.job for other in m.busy if other is not slot and other.job is not None]
