@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 AWAY_BATCH = 256
 QUEUE_LENGTH = 4 * AWAY_BATCH
 LONG_S = 0.1
-"""Behind a task of this length nothing is queued: a round trip is nothing beside it, and a worker that holds the GIL in C
-code cannot even answer when asked to give back what waits behind."""
+"""Behind a task of this length nothing is queued: a round trip is nothing beside it, and a worker that holds the GIL in
+C code cannot even answer when asked to give back what waits behind."""
 GUESS_S = LONG_S
 """What a task of a family is expected to take as long as none has run: nothing is queued behind the unknown."""
 STEAL_ABOVE_S = 0.003
@@ -96,14 +96,16 @@ def _fill(m: Machine, job: Job, worker: Worker, task: Task) -> None:
     batch: list[int] = []
     pending: dict[Task, int] = {}
     current: Task | None = task
+    family, cost = task.family, expected_s(task.family)
     while current is not None:
-        cost = expected_s(current.family)
+        if current.family is not family:
+            family, cost = current.family, expected_s(current.family)
         if current.state == READY:
-            if batch and (fair <= 0 or cost > m.ahead_s or _belongs_elsewhere(worker, current)):
+            if batch and (fair <= 0 or cost > m.ahead_s or (current.deps and _belongs_elsewhere(worker, current))):
                 heappush(job.away, current.id)
                 break
             fair -= 1
-            if not fetch(m, current, worker):
+            if not (current.deps and fetch(m, current, worker)):
                 _enqueue(m, job, worker, current, cost, batch, pending)
         elif _is_absorbable(worker, current):
             _enqueue(m, job, worker, current, cost, batch, pending)
@@ -203,7 +205,7 @@ def dequeue(m: Machine, worker: Worker, number: int) -> Task | None:
 
 def has_room(m: Machine, worker: Worker) -> bool:
     length = len(worker.queue)
-    return length == 0 or worker.load_s < (LONG_S if length == 1 else m.ahead_s) and length < QUEUE_LENGTH
+    return length == 0 or (worker.load_s < (LONG_S if length == 1 else m.ahead_s) and length < QUEUE_LENGTH)
 
 
 def note_room(m: Machine, worker: Worker) -> None:

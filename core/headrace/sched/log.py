@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from headrace.sched.commands import Command
-from headrace.sched.events import Event
+from headrace.sched.events import Event, JobSubmitted, SlotRan, WorkerRan
 
 CAPACITY = 5_000
 """How many tasks the entries may name together: about 2 MB. More would be cold memory to free with every event."""
@@ -29,18 +29,22 @@ class Log:
         self.complete = True
         self._capacity = capacity
         self._weight = 0
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[tuple[float, Event, Sequence[Command], int]] = deque()  # Entry takes longer to make
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries)
+        return map(Entry._make, self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def append(self, now: float, event: Event, commands: Sequence[Command]) -> None:
         # Nearly every id that a command names has been, or will be, named by an event: counting one side is enough.
-        weight = 1 + len(commands) + len(getattr(event, "spans", ())) + len(getattr(event, "deps", ()))
-        self._entries.append(Entry(now, event, commands, weight))
+        weight = 1 + len(commands)
+        if isinstance(event, (WorkerRan, SlotRan)):
+            weight += len(event.spans)
+        elif isinstance(event, JobSubmitted):
+            weight += len(event.deps)
+        self._entries.append((now, event, commands, weight))
         self._weight += weight
         while self._weight > self._capacity:
             self._weight -= self._entries.popleft()[3]

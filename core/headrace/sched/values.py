@@ -105,8 +105,9 @@ def drop(m: Machine, task: Task, releases: dict[tuple[int, ...], list[int]] | No
         for number in places:
             del m.workers[number].holds[task]
         task.workers = None
-    if task.job.spread:
-        task.job.spread.pop(task, None)
+    spread = task.job.spread
+    if task in spread:
+        del spread[task]
     task.here = False
     (m.releases if releases is None else releases).setdefault(places, []).append(task.id)
 

@@ -10,7 +10,7 @@ from headrace.sched.away import LATE_S, dequeue, note_room, stop
 from headrace.sched.heaps import make_ready
 from headrace.sched.jobs import fail
 from headrace.sched.state import AWAY, DONE, FAILED, HERE_QUEUED, WAITING, Task, Worker
-from headrace.sched.values import arrived, copied, done, gone_from, lose, needed, unplace
+from headrace.sched.values import arrived, done, gone_from, lose, needed, unplace
 
 if TYPE_CHECKING:
     from headrace.sched.machine import Machine
@@ -48,7 +48,8 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
         task.size = span[5]
         if number in arrived_now:
             task.here = True
-        copied(task, worker)
+        task.workers = worker.alone
+        worker.holds[task] = task.job.spread[task] = None
         done(m, task)
     if orphans:
         m.out.append(c.Release(orphans, (worker.id,)))
