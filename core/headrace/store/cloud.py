@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import cloudpickle
 
+from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import dispatch_table, registered_reducers
 
 
@@ -16,6 +18,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
         # The C pickler underneath reads this once, in its __init__: set later it would change nothing.
         self.dispatch_table = dispatch_table() | dict(cloudpickle.Pickler.dispatch_table) | registered_reducers()
         super().__init__(file, protocol=5, buffer_callback=callback)  # pyright: ignore[reportCallIssue]
+
+    def reducer_override(self, obj: Any) -> Any:
+        forbid_hash(obj)
+        return super().reducer_override(obj)
 
 
 def cloud_dumps(obj: object, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:

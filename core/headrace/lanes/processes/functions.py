@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from headrace.lanes.processes.holdings import packed_bytes
+from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import Packed, pack
 
 _MOST_JOBS: Final = 256
@@ -39,11 +40,13 @@ class Functions:
 
         Raises:
             UnpicklableError: it cannot be pickled.
+            MustStayHere: it must not leave this process.
         """
         found = self._jobs.get(job, _EMPTY).get(id(fn))
         return (found[1], found[2]) if found is not None else self._add(job, fn)
 
     def _add(self, job: int, fn: Callable[..., Any]) -> tuple[int, Packed]:
+        forbid_hash(fn)
         packed = pack(fn, "function")
         with self._lock:
             # Functions of one job may be as large as they like: forgetting one to send it again would be worse.
