@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from cost import cost_us
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -145,3 +146,7 @@ def _random_graph(rng: random.Random) -> dict[str, object]:
         "lane": rng.choice(("auto", *LANES)),
         "limit": rng.choice((1, 2, 3, None)),
     }
+
+
+def test_many_workers_on_a_fake_clock_run_a_large_graph_to_its_end() -> None:
+    assert cost_us(4_000, workers=100) > 0.0

@@ -46,7 +46,10 @@ class Revoke:
 
 @dataclass(slots=True)
 class Release:
-    """Forget values: HERE, in shared memory, and at the workers named, which hold copies."""
+    """Forget values: HERE, in shared memory, and at the workers named, which hold copies.
+
+    Of a future it is the last that is heard: it will not run again. A task of a graph may, after a worker's death.
+    """
 
     tasks: list[int]
     workers: tuple[int, ...]
@@ -69,7 +72,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class FinishJob:
-    """Every output of the job is HERE or published."""
+    """Every output of the job is HERE or published; the shell releases them once its caller has taken them."""
 
     job: int
 
