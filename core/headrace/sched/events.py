@@ -146,7 +146,7 @@ class ValuePublished:
 
 @dataclass(frozen=True, slots=True)
 class TasksRevoked:
-    """A worker has given back tasks it had not started: it was asked to, or an input that it was to have is not there."""
+    """A worker has given back tasks it had not started: it was asked to, or an input is not there after all."""
 
     worker: int
     tasks: Sequence[int]
