@@ -15,6 +15,7 @@ from typing import Any
 import dask.config
 
 from headrace import config
+from headrace.runtime import default
 from headrace.store.pickling import estimate_size
 from headrace_dask import internals, locks
 from headrace_dask.compiling import BULKY_BYTES
@@ -165,8 +166,6 @@ def _runtime(lane: str | None) -> tuple[Any, str | None]:
 
     The lane is handed to each run, so that changing it costs no warm worker; other settings make a new runtime.
     """
-    from headrace.runtime import default
-
     global _seen
     section = dask.config.get("headrace", None) or None
     known, settings = _seen

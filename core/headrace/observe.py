@@ -1,7 +1,8 @@
 """Looking in: a timeline of a run, and the status of every runtime on this machine. Never changes what runs.
 
-The status crosses processes without a socket or a file: each process that has a runtime keeps a JSON text in an anonymous
-memfd, and a reader of the same user finds it as ``/proc/<pid>/fd/<n>``. So nothing listens, and nothing is left behind.
+The status crosses processes without a socket or a file: each process that has a runtime keeps a JSON text in an
+anonymous memfd, and a reader of the same user finds it as ``/proc/<pid>/fd/<n>``. So nothing listens, and nothing is
+left behind.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def trace(path: str | os.PathLike[str]) -> Iterator[list[Record]]:
     """Records every task that any runtime of this process finishes meanwhile, and writes a timeline on leaving.
 
     Args:
-        path: ``.json`` writes a trace that Perfetto and ``chrome://tracing`` open; ``.png``, ``.svg`` and ``.pdf`` a picture
+        path: ``.json`` writes a trace that Perfetto and ``chrome://tracing`` open; ``.png``, ``.svg`` and ``.pdf`` a
+        picture
             (needs matplotlib).
 
     Raises:
@@ -105,7 +107,9 @@ def _draw(entries: list[Record], target: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(f"a timeline as {target.suffix} needs matplotlib; write .json, or install matplotlib") from None
+        raise ImportError(
+            f"a timeline as {target.suffix} needs matplotlib; write .json, or install matplotlib"
+        ) from None
     places = sorted({entry[1] for entry in entries})
     groups = sorted({_group(entry[0]) for entry in entries})
     first = min((entry[2] for entry in entries), default=0.0)
@@ -166,7 +170,13 @@ def status(
             if STATE_NAMES[task.state] in ("waiting", "ready", "fetching")
         ][:SHOWN_TASKS],
         "families": [
-            {"family": str(f.name), "kind": KIND_NAMES[f.kind], "runs": f.runs, "seconds": f.wall_s, "pending": f.pending}
+            {
+                "family": str(f.name),
+                "kind": KIND_NAMES[f.kind],
+                "runs": f.runs,
+                "seconds": f.wall_s,
+                "pending": f.pending,
+            }
             for f in machine.families.values()
         ][-SHOWN_TASKS:],
         "store": lane.status() if lane is not None else [],
@@ -180,7 +190,9 @@ def _reason(task: Task, key_of: Callable[[int], str]) -> str:
     if state == "fetching":
         return "inputs that another process is putting into shared memory"
     missing = [dep for dep in task.deps if STATE_NAMES[dep.state] != "done"]
-    return ", ".join(key_of(dep.id) for dep in missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return ", ".join(key_of(dep.id) for dep in missing[:3]) + (
+        f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    )
 
 
 class _Page:
@@ -190,6 +202,7 @@ class _Page:
         self.runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._fd = -1
 
@@ -198,6 +211,7 @@ class _Page:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
+                    self._closing.clear()
                     self._fd = os.memfd_create(STATUS_NAME, os.MFD_CLOEXEC)
                     self._thread = threading.Thread(target=self._run, name="headrace-status", daemon=True)
                     self._thread.start()
@@ -207,6 +221,7 @@ class _Page:
         with self._lock:
             thread, self._thread = self._thread, None
             fd, self._fd = self._fd, -1
+            self._closing.set()
             self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
@@ -215,11 +230,11 @@ class _Page:
 
     def _run(self) -> None:
         me = threading.current_thread()
-        pause = threading.Event()
         while self._thread is me:
             self._wake.wait()
             self._wake.clear()
-            pause.wait(REFRESH_S)
+            if self._closing.wait(REFRESH_S):
+                return
             states = [runtime.status() for runtime in list(self.runtimes)]
             if any(state["jobs"] for state in states):
                 self._wake.set()

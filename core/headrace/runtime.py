@@ -1,11 +1,12 @@
 """The runtime: the only place where the parts are put together.
 
     caller's thread ── run(graph) ──┐                             ┌── RunHere ──> mailbox of a slot (lanes/slots.py)
-    pool threads ──── SlotRan ──────┼─> lock: Machine.handle() ──>┼── RunAt, Publish, Release ──> ProcessLane (lanes/processes)
-    headrace-io ───── WorkerRan ────┘   (pure, sched/)            └── FinishJob, FinishFuture ──> the caller, a Future
+    pool threads ──── SlotRan ──────┼─> lock: Machine.handle() ──>┼── RunAt, Publish, Release ──> ProcessLane
+    (lanes/processes) headrace-io ───── WorkerRan ────┘   (pure, sched/)            └── FinishJob, FinishFuture ──>
+    the caller, a Future
 
-Any thread that has an event takes the lock, lets the machine decide, and only *enqueues* what it commanded; what takes long
-or runs foreign code (pickling, destructors, future callbacks) happens after the lock has been left.
+Any thread that has an event takes the lock, lets the machine decide, and only *enqueues* what it commanded; what
+takes long or runs foreign code (pickling, destructors, future callbacks) happens after the lock has been left.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for_futures
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace import config, observe
-from headrace.errors import HeadraceError, InternalError, MustStayHere, UnpicklableError, WorkerDied
+from headrace.errors import ConfigError, HeadraceError, InternalError, MustStayHere, UnpicklableError, WorkerDied
 from headrace.graph import Graph
 from headrace.lanes.slots import Batch, Failure, Watch, run_batch, run_call_of
 from headrace.sched import commands as c
@@ -47,8 +48,8 @@ EXIT_TIMEOUT_S = 1.0
 class Observer(Protocol):
     """What wants to see each task of a job; called in the thread that called :meth:`Runtime.run`, in order.
 
-    ``needs_values``: whether :meth:`finished` must be given the values of tasks that ran in worker processes (it costs their
-    transfer); with False it gets None for them.
+    ``needs_values``: whether :meth:`finished` must be given every value. Then tasks stay in this process, unless the
+    lane ``processes`` is forced: then their results are all brought here. With False it gets None for what is not here.
     """
 
     needs_values: bool
@@ -89,6 +90,7 @@ class _Job:
         self.wanted: set[int] = set()
         self.errors: dict[int, BaseException] = {}
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
+        self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
         self.observer: Observer | None = None
         self.context = contextvars.copy_context()
         self.over = False  # its values are the caller's to collect
@@ -109,7 +111,8 @@ class _Job:
 
 
 class RuntimeFuture(Future):  # type: ignore[type-arg]
-    """The future of :meth:`Runtime.submit`. May be an argument of further submits, nested in lists, tuples and dicts."""
+    """The future of :meth:`Runtime.submit`. May be an argument of further submits, nested in lists, tuples and
+    dicts."""
 
     def __init__(self, runtime: Runtime, task: int) -> None:
         super().__init__()
@@ -123,14 +126,17 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
         return self.cancelled()
 
     def __reduce__(self) -> Any:
-        raise UnpicklableError("a Future stays in its process: pass it as an argument to submit(), not inside an object")
+        raise UnpicklableError(
+            "a Future stays in its process: pass it as an argument to submit(), not inside an object"
+        )
 
 
 class Runtime(Executor):
     """Runs calls and graphs of calls on this machine, each where it runs fastest. A ``concurrent.futures.Executor``.
 
-    Nothing is started before it is needed: threads with the first task that is not quick, worker processes when tasks turn
-    out to hold the GIL. Thread-safe. As a context manager it waits for its futures and stops everything on leaving.
+    Nothing is started before it is needed: threads with the first task that is not quick, worker processes when tasks
+    turn out to hold the GIL. Thread-safe. As a context manager it waits for its futures and stops everything on
+    leaving.
 
     Args:
         settings: see :class:`headrace.config.Settings`; by default resolved from arguments and environment.
@@ -198,8 +204,8 @@ class Runtime(Executor):
             lane: overrides the setting for this graph.
             limit: how many tasks may run at once; by default ``settings.num_workers``.
             observer: is told of each task, in this thread.
-            rerun: a task that fails is run again in this thread, where a debugger sees it, before its exception is raised.
-            keep: return :class:`Stored` handles instead of values.
+            rerun: a task that fails is run again in this thread, where a debugger sees it, before its exception is
+            raised. keep: return :class:`Stored` handles instead of values.
 
         Raises:
             Exception: a task's own exception, as itself.
@@ -231,7 +237,7 @@ class Runtime(Executor):
         self._check_open()
         lane = lane or self.settings.lane
         if lane not in config.LANES:
-            raise config.ConfigError(f"lane must be one of {', '.join(config.LANES)}, not {lane!r}")
+            raise ConfigError(f"lane must be one of {', '.join(config.LANES)}, not {lane!r}")
         if self._in_worker:
             lane = "inline"
         size = len(graph.calls)
@@ -246,8 +252,12 @@ class Runtime(Executor):
         for index, value in graph.literals.items():
             job.values[index] = value.result() if isinstance(value, Stored) else value
         outputs: list[int] | range = graph.outputs
+        pinned: Collection[int] = graph.pinned
         if observer is not None and getattr(observer, "needs_values", True):
-            outputs = range(size)
+            if lane == "processes":
+                outputs = range(size)
+            else:
+                pinned = range(size)
         job.wanted = set(outputs)
         with self._lock:
             self._jobs[number] = job
@@ -261,7 +271,7 @@ class Runtime(Executor):
             families=graph.families,
             outputs=outputs,
             literals=graph.literals,
-            pinned=graph.pinned,
+            pinned=pinned,
             lane=lane,
             limit=min(limit or self.settings.num_workers, max(self.settings.num_workers, limit or 0)),
             caller=caller,
@@ -278,7 +288,7 @@ class Runtime(Executor):
             item: Any = self._post(event, slot=caller)
             while True:
                 if item is None:
-                    item = job.mailbox.get()
+                    item = job.kept.popleft() if job.kept else job.mailbox.get()
                 kind = type(item)
                 if kind is c.RunHere:
                     item = self._run_here(item)
@@ -383,15 +393,19 @@ class Runtime(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done and everything is stopped."""
+        """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done and everything is
+        stopped."""
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures)))
         self._closed = True
         if wait:
-            wait_for_futures(list(self._futures.values()))
-            self._stop()
+            self._stop_when_done()
         else:
-            threading.Thread(target=lambda: (wait_for_futures(list(self._futures.values())), self._stop()), daemon=True).start()
+            threading.Thread(target=self._stop_when_done, name="headrace-shutdown", daemon=True).start()
+
+    def _stop_when_done(self) -> None:
+        wait_for_futures(list(self._futures.values()))
+        self._stop()
 
     def _stop(self) -> None:
         self._closed = True
@@ -464,7 +478,7 @@ class Runtime(Executor):
             _PERFORM[kind](self, command, after)
         return None
 
-    def _release(self, tasks: Iterable[int], workers: tuple[int, ...], after: list[Any]) -> None:
+    def _release(self, tasks: list[int], workers: tuple[int, ...], after: list[Any]) -> None:
         released = []
         blocks, lane = self._blocks, self._lane
         for task in tasks:
@@ -634,17 +648,14 @@ class Runtime(Executor):
                 self._watch.begin(batch)
             local.depth = getattr(local, "depth", 0) + 1
             try:
-                spans, failure = run_batch(job, batch, command.budget_s)
+                spans, failure = run_batch(job, batch, command.budget_s, self._teller(job, slot))
             finally:
                 local.depth -= 1
                 del self._batches[slot]
                 if watched:
                     self._watch.end(batch)
         ran = e.SlotRan(slot, spans, batch.take_back())
-        if job is None or (failure is None and job.observer is None and not observe.recorders):
-            return self._post(ran, slot=slot)
-        self._tell_finished(job, spans, threading.current_thread().name)
-        if failure is None:
+        if job is None or failure is None:
             return self._post(ran, slot=slot)
         error = failure.error
         if isinstance(error, KeyboardInterrupt) and slot < 0 and threading.get_ident() == self._main_ident:
@@ -666,15 +677,40 @@ class Runtime(Executor):
             for task in tasks:
                 job.mailbox.put(lambda index=task - base: observer.started(index))
 
-    def _tell_finished(self, job: _Job, spans: Iterable[e.Span], place: str) -> None:
+    def _teller(self, job: _Job, slot: int) -> Callable[[e.Span], None] | None:
+        """What has to be done after each task of a batch for those who watch; None if nobody does."""
+        if job.observer is None and not observe.recorders:
+            return None
+        place = threading.current_thread().name
+
+        def tell(span: e.Span) -> None:
+            self._tell_finished(job, span, place)
+            if slot < 0:
+                self._call_observer(job)
+
+        return tell
+
+    def _call_observer(self, job: _Job) -> None:
+        """In the caller's thread, while it runs a batch: passes on what is known by now, and keeps commands for
+        later."""
+        while True:
+            try:
+                item = job.mailbox.get_nowait()
+            except Empty:
+                return
+            if callable(item):
+                item()
+            else:
+                job.kept.append(item)
+
+    def _tell_finished(self, job: _Job, span: e.Span, place: str) -> None:
         """Must come before the event that may end the job, so that the caller sees it first."""
-        observer, base, values = job.observer, job.base, job.values
-        for span in spans:
-            index = span.task - base
-            if observer is not None:
-                job.mailbox.put(lambda i=index, v=values.get(index): observer.finished(i, v, place))
+        observer, index = job.observer, span.task - job.base
+        if observer is not None:
+            value = job.values.get(index)
+            job.mailbox.put(lambda: observer.finished(index, value, place))
         if observe.recorders:
-            observe.record(((job.keys[span.task - base], place, span.start_s, span.wall_s) for span in spans))
+            observe.record([(job.keys[index], place, span.start_s, span.wall_s)])
 
     # ---- what the processes lane needs of its host
 
@@ -687,7 +723,7 @@ class Runtime(Executor):
                 for span in event.spans:  # type: ignore[union-attr]
                     job = self._job_of(span.task)
                     if job is not None:
-                        self._tell_finished(job, (span,), place)
+                        self._tell_finished(job, span, place)
         elif kind is e.TaskUnpicklable:
             job = self._job_of(event.task)  # type: ignore[union-attr]
             error = None if job is None else job.errors.get(event.task)  # type: ignore[union-attr]
@@ -745,7 +781,8 @@ class Runtime(Executor):
     # ---- Ctrl-C
 
     def _shield_interrupts(self) -> Callable[[], None]:
-        """In the main thread: has SIGINT wait until the machine is consistent again. Returns what restores the handler."""
+        """In the main thread: has SIGINT wait until the machine is consistent again. Returns what restores the
+        handler."""
         if threading.get_ident() != self._main_ident or self._local.__dict__.get("shielded"):
             return _nothing
         previous = signal.getsignal(signal.SIGINT)
@@ -794,7 +831,7 @@ def _nothing() -> None: ...
 
 def _calls(job: _Job) -> list[Call]:
     calls = job.calls
-    return list(calls.values()) if isinstance(calls, dict) else calls  # type: ignore[no-any-return]
+    return list(calls.values()) if isinstance(calls, dict) else calls
 
 
 def _name(fn: Callable[..., Any]) -> str:
@@ -803,7 +840,10 @@ def _name(fn: Callable[..., Any]) -> str:
 
 def _family(fn: Callable[..., Any]) -> Hashable:
     """Calls of one function behave alike; code, not the object, so that a lambda in a loop is one family."""
-    return getattr(fn, "__code__", None) or f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}"
+    return (
+        getattr(fn, "__code__", None)
+        or f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}"
+    )
 
 
 _default: Runtime | None = None

@@ -195,7 +195,8 @@ def test_owner_killed_leaves_no_worker(tmp_path: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
     )
-    assert owner.stdout is not None and owner.stdin is not None
+    assert owner.stdout is not None
+    assert owner.stdin is not None
     try:
         pids = [int(owner.stdout.readline()) for _ in range(2)]
         owner.kill()

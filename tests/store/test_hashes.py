@@ -56,5 +56,3 @@ def test_a_fixed_seed_lifts_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hashes_agree_with_this_process(lane: str) -> None:
     with Runtime(lane=lane, num_workers=2) as rt:
         assert list(rt.map(part_of, ["a", "b", "c"])) == [part_of("a"), part_of("b"), part_of("c")]
-
-

@@ -1,7 +1,8 @@
 """The inline and the threads lane: slots of this process that run batches of tasks.
 
-A slot is a thread: the caller that waits for its job (then its tasks run "inline"), or a pool thread. The two lanes share
-all code; only who runs a batch differs. A watch thread takes the rest of a batch away from a slot that is stuck in one task.
+A slot is a thread: the caller that waits for its job (then its tasks run "inline"), or a pool thread. The two lanes
+share all code; only who runs a batch differs. A watch thread takes the rest of a batch away from a slot that is stuck
+in one task.
 
     commands RunHere ──> Mailbox of the slot ──> run_batch ──> events SlotRan / TaskRaised
                                                     ↑ pending tasks ──(stalled: watch thread)──> event SlotStalled
@@ -22,7 +23,8 @@ from headrace.task import Call
 MEASURED_BATCH = 16
 """In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
 STALLED_S, OUTLIER_S = 0.002, 0.02
-"""A task of an unknown family that takes this long should not keep the others waiting, nor an outlier of a quick one."""
+"""A task of an unknown family that takes this long should not keep the others waiting, nor an outlier of a quick
+one."""
 
 
 class Values(Protocol):
@@ -65,8 +67,12 @@ class Failure(Exception):
         self.error = error
 
 
-def run_batch(job: Values, batch: Batch, budget_s: float) -> tuple[list[Span], Failure | None]:
+def run_batch(
+    job: Values, batch: Batch, budget_s: float, after: Callable[[Span], None] | None = None
+) -> tuple[list[Span], Failure | None]:
     """Runs tasks from left to right until the batch is empty, its budget is used up, or one raises.
+
+    ``after`` is called after each task; what it raises is not the task's failure, and is passed on.
 
     What is left in ``batch.pending`` then has not been started. Any exception of a task, ``SystemExit`` and
     ``KeyboardInterrupt`` included, is caught and returned: whose it is, is for the shell to decide.
@@ -107,6 +113,8 @@ def run_batch(job: Values, batch: Batch, budget_s: float) -> tuple[list[Span], F
             cpu, width = thread_time() - cpu, (process_time() - width) / wall if wall > 0.0 else 1.0
             size = estimate_size(value)
         spans.append(Span(task, start, end - start, cpu, width, size, 0.0))
+        if after is not None:
+            after(spans[-1])
         if end >= deadline:
             break
         start = end
@@ -124,7 +132,8 @@ def run_call_of(job: Values, index: int) -> Any:
 
 
 class Watch:
-    """A daemon thread that notices batches of presumably quick tasks that are stuck in one. Sleeps for good while no such batch runs.
+    """A daemon thread that notices batches of presumably quick tasks that are stuck in one. Sleeps for good while no
+    such batch runs.
 
     Args:
         stalled: called from the watch thread with a batch whose rest should go elsewhere.
