@@ -182,6 +182,7 @@ class Runtime(Executor):
             ahead_s=s.ahead_s,
             max_deaths=s.max_deaths,
             idle_timeout_s=s.idle_timeout_s,
+            check=s.check,
         )
         self._submitted = _Job(self, FUTURES, 0, s.lane)
         self._jobs: dict[int, _Job] = {FUTURES: self._submitted}
