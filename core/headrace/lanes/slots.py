@@ -27,6 +27,11 @@ STALLED_S, OUTLIER_S = 0.002, 0.02
 one."""
 
 
+STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
+"""Only of a task this long that got less of the CPU than this is it asked whether other processes were to blame."""
+_local = threading.local()
+
+
 class Values(Protocol):
     """What a batch reads from and writes to: the values of one job by index, and its calls."""
 
@@ -111,6 +116,8 @@ def run_batch(
         if measured:
             wall = end - start
             cpu, width = thread_time() - cpu, (process_time() - width) / wall if wall > 0.0 else 1.0
+            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall:
+                cpu = min(wall, cpu + _queued_s())
             size = estimate_size(value)
         spans.append(Span(task, start, end - start, cpu, width, size, 0.0))
         if after is not None:
@@ -119,6 +126,23 @@ def run_batch(
             break
         start = end
     return spans, None
+
+
+def _queued_s() -> float:
+    """Seconds that this thread has stood in the kernel's run queue since this was last asked: ready, but with no core
+    free.
+
+    Without it a busy machine would look like a contended GIL: in both cases a task gets too little CPU time, but only
+    who waits for the GIL sleeps.
+    """
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            total = int(file.read().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):  # the kernel keeps no such figures
+        return 0.0
+    before = getattr(_local, "queued_s", 0.0)
+    _local.queued_s = total
+    return total - before
 
 
 def run_call_of(job: Values, index: int) -> Any:

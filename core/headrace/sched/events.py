@@ -23,7 +23,7 @@ class Span(NamedTuple):
     start_s: float
     wall_s: float
     cpu_s: float
-    """CPU time of the thread that ran it; -1 when not measured (the task was too quick to be worth it)."""
+    """CPU time of the thread that ran it, and time in the run queue; -1 when not measured (it was too quick)."""
     width: float
     """CPU time of the whole process over wall time while it ran: above 1, it is parallel inside. -1: not measured."""
     size_bytes: int

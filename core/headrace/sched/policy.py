@@ -26,8 +26,13 @@ KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 
 LAUNCH_GAIN_S = 0.15
 """A cold worker costs this much CPU time (start, imports); less expected gain than that is not worth it."""
+MOVE_BELOW = 1.6
+"""A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
+too, and work in this process that is not measured here."""
 STARVED = 0.7
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
+RETEST_S = 1.0
+"""After so much work that was taken to hold the GIL, it is looked at again; twice as late each time it is confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
 
@@ -36,11 +41,13 @@ class Family:
     """What is measured of one family. Times are smoothed: fast downwards (a first run pays for imports), slowly up."""
 
     __slots__ = (
+        "held_s",
         "kind",
         "movable",
         "name",
         "pending",
         "remote_s",
+        "retest_s",
         "runs",
         "shared_cpu",
         "shared_runs",
@@ -59,6 +66,8 @@ class Family:
         self.wall_s = 0.0
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
         self.movable = True  # False once a task of it could not be pickled
+        self.held_s = 0.0  # what has run here since it was found to hold the GIL
+        self.retest_s = RETEST_S
         self.width = 0.0
         self.solo_wall = self.solo_cpu = 0.0
         self.shared_wall = self.shared_cpu = 0.0
@@ -72,7 +81,9 @@ class Family:
             neighbours: how many other slots were busy, when not solo.
         """
         wall, cpu = span.wall_s, span.cpu_s
-        if cpu >= 0.0 and self.kind != HOLDS:
+        if self.kind == HOLDS:
+            self._doubt(wall)
+        elif cpu >= 0.0:
             if solo:
                 self.solo_wall = 0.5 * self.solo_wall + wall
                 self.solo_cpu = 0.5 * self.solo_cpu + cpu
@@ -87,6 +98,16 @@ class Family:
             self.kind = QUICK
         elif self.kind != HOLDS:
             self.kind = self._slow_kind(neighbours)
+
+    def _doubt(self, wall: float) -> None:
+        """A verdict may be wrong, or out of date: every now and then the family has to prove it again."""
+        self.held_s += wall
+        if self.held_s > self.retest_s:
+            self.kind = FREE
+            self.held_s = 0.0
+            self.retest_s *= 2.0
+            self.shared_wall = self.shared_cpu = 0.0
+            self.shared_runs = 0
 
     def ran_away(self, span: Span, inline_below_s: float) -> None:
         """Learns from a task that ran at a worker."""
@@ -103,7 +124,7 @@ class Family:
 
     def moving_pays(self, workers_up: bool, cores: int) -> bool:
         """Whether tasks of this family, which hold the GIL, should go to worker processes."""
-        if not self.movable or self.remote_s > 3.0 * self.wall_s:
+        if not self.movable or self.remote_s > MOVE_BELOW * self.wall_s:
             return False
         return workers_up or self.pending * self.wall_s * (1.0 - 1.0 / cores) > LAUNCH_GAIN_S
 
