@@ -37,7 +37,7 @@ Task = spec.Task
 TaskRef = spec.TaskRef
 Tuple = spec.Tuple
 convert_legacy_graph = spec.convert_legacy_graph
-convert_legacy_task = spec.convert_legacy_task
+convert_legacy_task: Callable[..., Any] = spec.convert_legacy_task
 execute_subgraph: Callable[..., Any] = spec._execute_subgraph
 identity_cast: Callable[..., Any] = spec._identity_cast
 

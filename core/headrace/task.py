@@ -56,7 +56,7 @@ def _fill(obj: Any, values: list[Any]) -> Any:
 
 
 def map_nested(obj: Any, replace: Callable[[Any], Any]) -> Any:
-    """Rebuilds nested lists, tuples and dicts with ``replace`` applied to everything else; shares what did not change."""
+    """Rebuilds nested lists, tuples and dicts with ``replace`` applied to the rest; shares what did not change."""
     kind = type(obj)
     if kind is list or kind is tuple:
         items = [map_nested(item, replace) for item in obj]

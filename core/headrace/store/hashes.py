@@ -36,4 +36,5 @@ def forbid_hash(fn: Any) -> None:
 
 @lru_cache(maxsize=4096)
 def _names_hash(code: CodeType) -> bool:
-    return "hash" in code.co_names or any(isinstance(const, CodeType) and _names_hash(const) for const in code.co_consts)
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return "hash" in code.co_names or any(map(_names_hash, inner))
