@@ -402,6 +402,19 @@ def test_in_lane_auto_everything_runs_here_when_no_worker_can_be_started() -> No
     assert d(ran(1, 100)) == [here(1, 101, quick=False)]
 
 
+def test_a_task_that_took_down_a_worker_never_runs_here() -> None:
+    d = Driver()
+    d.start_workers(1)
+    d.know("gil", HOLDS)
+    assert d.submit([(), ()], families="gil", outputs=[0, 1]) == [here(1, 100, quick=False), c.RunAt(1, [101])]
+    assert d(e.WorkerDied(1, 101)) == [c.Launch((2,))]
+    assert d(ran(1, 100)) == []
+    for worker in (2, 3):
+        assert d(e.WorkerStarted(worker)) == [c.RunAt(worker, [101])]
+        last = d(e.WorkerDied(worker, 101))
+    assert last == [c.FailJob(1, 101, deaths=3)]
+
+
 def test_lost_inputs_are_made_again_released_ones_too() -> None:
     d = Driver()
     d.start_workers(1)

@@ -281,7 +281,7 @@ def launch(m: Machine, job: Job) -> None:
     if job.lane == "processes":
         target = min(target, job.limit)
     task = head(m, job.away)
-    if task is None or (job.lane == "auto" and task.family.kind != HOLDS):
+    if task is None or (job.lane == "auto" and task.family.kind != HOLDS and task.id not in m.deaths):
         return
     waiting = len(job.away) - len(m.idle_workers) - (m.live - m.up)
     numbers = tuple(range(m.next_worker, m.next_worker + min(target - m.live, waiting)))

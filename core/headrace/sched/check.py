@@ -262,7 +262,7 @@ def _may_run_here(m: Machine, task: Task) -> bool:
     heap = heap_of(m, task)
     if heap is not task.job.away:
         return True
-    if task.job.lane != "auto" or task is not min_of(m, heap):
+    if task.job.lane != "auto" or task.id in m.deaths or task is not min_of(m, heap):
         return False
     holders = {m.workers[number] for dep in task.deps if not dep.here for number in dep.workers or ()}
     return all(worker.load_s > 2.0 * m.ahead_s for worker in holders)

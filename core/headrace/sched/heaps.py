@@ -21,7 +21,8 @@ def heap_of(m: Machine, task: Task) -> list[int]:
     """The heap in which a ready task waits for its kind of place.
 
     quick: a batch of any one slot; free: a slot; wide: a slot, alone; gil: a slot, one at a time; away: a worker, but
-    in lane ``auto`` a slot that has nothing else to do may take it, as from ``gil``.
+    in lane ``auto`` a slot that has nothing else to do may take it, as from ``gil``, unless it took down a worker: it
+    shall not take down this process.
 
     Futures are neither wide nor one at a time: a task that waits for a future which must wait for that task would never
     end.
@@ -34,6 +35,8 @@ def heap_of(m: Machine, task: Task) -> list[int]:
         return job.free if task.pinned else job.away
     kind = task.family.kind
     if lane == "auto":
+        if task.id in m.deaths and not task.pinned and not m.given_up:
+            return job.away
         if task.family.movable and not task.pinned and not m.given_up:
             if kind == HOLDS and task.family.moving_pays(m.up > 0, m.cores):
                 return job.away

@@ -96,6 +96,8 @@ def _better(m: Machine, heap: list[int], slot: Slot | None, best: Choice | None)
 
 def _may_stay(m: Machine, task: Task) -> bool:
     """Whether a task meant for workers may run here: its inputs are here, or those who have them are overloaded."""
+    if task.id in m.deaths:
+        return False
     for dep in task.deps:
         if not dep.here:
             for number in dep.workers or ():
@@ -143,7 +145,9 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int], size: int) -> No
     while True:
         if task.dependents is not None:
             for dependent in task.dependents:
-                if dependent.state == WAITING and (inline or dependent.family.kind <= QUICK):
+                if dependent.state == WAITING and (
+                    inline or (dependent.family.kind <= QUICK and dependent.id not in m.deaths)
+                ):
                     count = pending[dependent] = pending.get(dependent, 0) + 1
                     if count == dependent.waiting:
                         heappush(heap, dependent.id)
