@@ -6,6 +6,7 @@ the subcommand that is asked for is imported. Built in: ``headrace status`` and 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -72,21 +73,27 @@ def _summary(module: str) -> str:
 
 
 def _status(arguments: Sequence[str]) -> int:
-    """Prints the state of every runtime on this machine that this user may look at."""
+    """Prints the state of every runtime on this machine that this user may look at, or of the processes named."""
+    import argparse
     import json
 
     from headrace.observe import read_status
 
-    if arguments not in ([], ["--json"]):
-        print("usage: headrace status [--json]\n\nShows every process of yours in which Headrace has run something.")
-        return 0 if arguments in (["-h"], ["--help"]) else 2
-    states = read_status()
-    if arguments:
+    parser = argparse.ArgumentParser(
+        prog="headrace status", description="Shows what Headrace does in processes of yours."
+    )
+    parser.add_argument("pid", nargs="*", type=int, help="show these processes only")
+    parser.add_argument("--json", action="store_true", help="all there is to know, for programs")
+    options = parser.parse_args(arguments)
+    states = [state for state in read_status() if not options.pid or state["pid"] in options.pid]
+    if options.json:
         print(json.dumps(states, indent=1))
     elif not states:
-        print("no process of yours has run anything with Headrace")
-    for state in [] if arguments else states:
-        print("\n".join(_describe(state)))
+        print("no such process of yours has run anything with Headrace")
+    else:
+        width = shutil.get_terminal_size((10_000, 0)).columns  # piped, lines are whole
+        for state in states:
+            print("\n".join(line[:width] for line in _describe(state)))
     return 0
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import exp, log
 
 from headrace_dask.bench.records import Report
-from headrace_dask.bench.schedulers import AUTO, STOCK
+from headrace_dask.bench.schedulers import AUTO, HEADRACE
 
 PROCESSES = "headrace:processes"
 THREADS = "threads"
@@ -64,23 +64,16 @@ def _faster(report: Report, workload: str, scheduler: str, than: str) -> float |
 
 
 def _results(report: Report) -> Iterator[Verdict]:
-    wrong = [
-        f"{record.name} on {name}"
-        for record in report.workloads.values()
-        for name, cell in record.cells.items()
-        if name not in STOCK
-        and name.startswith("headrace:")
-        and (cell.status == "failed" or cell.equality == "different")
-    ]
-    ran = any(
-        cell.status == "ok" and name.startswith("headrace:")
-        for r in report.workloads.values()
-        for name, cell in r.cells.items()
-    )
-    if ran or wrong:
-        yield Verdict("Headrace finishes with the results of stock", "all", ", ".join(wrong[:3]) or "all", not wrong)
+    what, bound = "Headrace finishes with the results of stock", "all"
+    records = [record for record in report.workloads.values() if record.best_stock()]
+    wrong = [f"{record.name} on {name}" for record in records for name in record.wrongs()]
+    if not any(
+        record.cells[name].status != "missing" for record in records for name in HEADRACE if name in record.cells
+    ):
+        yield Verdict(what, bound)
     else:
-        yield Verdict("Headrace finishes with the results of stock", "all")
+        more = f", {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        yield Verdict(what, bound, ", ".join(wrong[:2]) + more if wrong else "all", not wrong)
 
 
 def _never_slower(report: Report) -> Iterator[Verdict]:

@@ -122,16 +122,12 @@ def _frame(axes: Axes, report: Report, records: list[WorkloadRecord], farthest: 
     mean = geometric_mean(report)
     headline = "dask schedulers side by side"
     if mean is not None:
-        headline = f"Headrace is {mean:.2f} times as fast as the best stock scheduler of each workload (geometric mean)"
+        headline = f"Headrace: {mean:.2f} times as fast as the best stock scheduler of each row (geometric mean)"
     machine, versions = report.machine, report.versions
-    axes.set_title(headline, loc="left", fontsize=12, fontweight="bold", pad=22)
-    axes.text(
-        0,
-        1,
+    axes.figure.suptitle(headline, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    axes.set_title(
         f"{machine['cores']} cores, {machine['cpu']}; Python {versions['python']}, dask {versions.get('dask', '?')}; "
-        f"median of {report.options['repeats']} runs",
-        transform=axes.transAxes,
-        va="bottom",
+        f"medians of {report.options['repeats']}",
         fontsize=8.5,
         color="#555555",
     )

@@ -64,6 +64,13 @@ class WorkloadRecord:
             return None
         return cell.value_s / other.value_s
 
+    def wrongs(self) -> list[str]:
+        """Headrace's lanes that failed, took too long or gave another result where a stock scheduler did well."""
+        if self.best_stock() is None:
+            return []
+        broken = (name for name, cell in self.cells.items() if cell.status != "missing" and not cell.counts)
+        return [name for name in broken if name in HEADRACE]
+
     def auto_ratio(self) -> float | None:
         return self.ratio(AUTO, self.best_stock())
 

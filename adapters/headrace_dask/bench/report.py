@@ -48,11 +48,11 @@ def cell_text(cell: Cell, bound_s: float) -> str:
 class Terminal:
     """Writes to a stream; on a terminal, also a line that says what runs right now."""
 
-    def __init__(self, schedulers: Sequence[str], bound_s: float, out: TextIO = sys.stdout) -> None:
+    def __init__(self, schedulers: Sequence[str], bound_s: float, out: TextIO | None = None) -> None:
         self._schedulers = schedulers
         self._bound_s = bound_s
-        self._out = out
-        self._live = out.isatty()
+        self._out = out or sys.stdout
+        self._live = self._out.isatty()
         self._names = NAME_WIDTH
 
     def now(self, text: str) -> None:
@@ -86,8 +86,10 @@ class Terminal:
         self._troubles(report)
         mean = geometric_mean(report)
         if mean is not None:
+            counted = sum(record.auto_ratio() is not None for record in report.workloads.values())
+            of = f"{counted} of {len(report.workloads)} workloads"
             self.line()
-            self.line(f"Headrace (auto): {mean:.2f} times as fast as the best stock scheduler, geometric mean.")
+            self.line(f"Headrace (auto): {mean:.2f} times as fast as the best stock scheduler, geometric mean of {of}.")
 
     def _legend(self, report: Report) -> None:
         self.line()
@@ -140,7 +142,7 @@ class Terminal:
         for name in self._schedulers:
             record = report.starts.get(name)
             value = getattr(record, figure) if record and not record.error else None
-            cells.append(("" if value is None else seconds(value) if value >= 1e-5 else "0").rjust(CELL_WIDTH))
+            cells.append(("" if value is None else seconds(value) if value >= 1e-4 else "0").rjust(CELL_WIDTH))
         return f"{title:{self._names}}{''.join(cells)}"
 
     def _bounds(self, verdicts: Sequence[Verdict]) -> None:

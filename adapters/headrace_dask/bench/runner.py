@@ -188,6 +188,8 @@ class Runner:
     # --- how schedulers start
 
     def _measure_starts(self) -> dict[str, StartRecord]:
+        if not self.plan.starts:
+            return {}
         schedulers = [name for name in self.plan.schedulers if name not in self._unusable]
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in schedulers}
         records = {name: StartRecord() for name in schedulers}
@@ -230,7 +232,7 @@ class Runner:
                 self._start(child, scheduler)
             except ChildFailed as failure:
                 self._unusable[scheduler] = Cell("failed", error=f"does not start: {failure}")
-                raise
+                raise ChildFailed(self._unusable[scheduler].error) from failure
         return child
 
     def _start(self, child: ChildProcess, scheduler: str) -> dict[str, Any]:

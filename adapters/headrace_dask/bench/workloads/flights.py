@@ -74,7 +74,7 @@ def clean(flights: Any) -> Any:
     """Flights that did take place, with what can be known before departure."""
     flown = flights.dropna(subset=["dep_time", "arr_delay", "tailnum"])
     date = pd.to_datetime({"year": 2013, "month": flown["month"], "day": flown["day"]})
-    return flown.assign(weekday=date.dt.weekday, late=flown["arr_delay"] > LATE_MINUTES)
+    return flown.assign(weekday=date.dt.day_of_week, late=flown["arr_delay"] > LATE_MINUTES)
 
 
 def join() -> Any:
