@@ -131,7 +131,7 @@ def test_dropped_futures_free_their_values(rt: Runtime) -> None:
     rt.submit(testing.inc, 0).result()  # the next event takes note of what was dropped
     gc.collect()
     rt.submit(testing.inc, 0).result()
-    assert len(rt._submitted.values) <= 3
+    assert len(rt._jobs.futures.values) <= 3
 
 
 def test_graph_runs(rt: Runtime) -> None:

@@ -1,0 +1,11 @@
+"""The shell of the decision core, in parts: what carries out commands and reports events in the owner's process.
+
+    jobs        the work and the values of each open job; ids; what a caller holds and sees (``Stored``, ``Observer``)
+    futures     what ``submit`` gives out, and the job that all of them belong to
+    threads     the threads that serve slots
+    host        what the processes lane asks for and reports
+    interrupts  Ctrl-C waits while state is being changed
+
+Nothing here decides where or when a task runs (``sched`` does), and nothing here knows the machine: the parts get a
+function ``post`` for their events. ``headrace.runtime`` puts them together.
+"""

@@ -1,0 +1,151 @@
+"""What :meth:`Runtime.submit` gives out, and how it ends.
+
+All futures of a runtime belong to one job that is never over. A future is resolved outside the runtime's lock, because
+its callbacks are foreign code: what a command asks for is appended to ``after``, to be called once the lock is left.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any
+
+from headrace.errors import UnpicklableError
+from headrace.sched import commands as c
+from headrace.sched import events as e
+from headrace.shell.jobs import Jobs, number_in_block
+from headrace.task import Call, Slotted, call_nested, map_nested
+
+After = list[Callable[[], object]]
+"""What is to be called once the runtime's lock has been left."""
+
+
+class RuntimeFuture(Future):  # type: ignore[type-arg]
+    """The future of :meth:`Runtime.submit`. May be an argument of further submits, nested in lists, tuples and
+    dicts."""
+
+    def __init__(self, owner: Futures, task: int) -> None:
+        super().__init__()
+        self._owner = owner
+        self._task = task
+
+    def cancel(self) -> bool:
+        """Cancels the task unless it has started; also cancels what depends on it. Does not block."""
+        if not self.done():
+            self._owner.post(e.TasksCancelled((self._task,)))
+        return self.cancelled()
+
+    def __reduce__(self) -> Any:
+        raise UnpicklableError(
+            "a Future stays in its process: pass it as an argument to submit(), not inside an object"
+        )
+
+
+class Futures:
+    """The futures of one runtime that are not done. Thread-safe.
+
+    Args:
+        jobs: whose job of futures gets their calls.
+        lock: the runtime's.
+        post: hands an event to the machine.
+    """
+
+    def __init__(self, jobs: Jobs, lock: threading.Lock, post: Callable[[e.Event], object]) -> None:
+        self._jobs = jobs
+        self._lock = lock
+        self.post = post
+        self.open: dict[int, RuntimeFuture] = {}
+        self.dropped: deque[int] = deque()
+        """Tasks whose future nobody holds any more. A finalizer runs anywhere, even under the lock: it only appends."""
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RuntimeFuture:
+        """Makes a task of a call, whose arguments may contain futures of ours."""
+        call, deps = self._call(fn, args, kwargs)
+        with self._lock:
+            task = self._jobs.new_future()
+        job, future = self._jobs.futures, RuntimeFuture(self, task)
+        job.calls[task] = call
+        job.deps[task] = deps
+        job.keys[task] = f"{getattr(fn, '__name__', type(fn).__name__)}-{number_in_block(task)}"
+        self.open[task] = future
+        weakref.finalize(future, self.dropped.append, task).atexit = False
+        self.post(e.FutureSubmitted(task, deps, _family(fn)))
+        return future
+
+    def _call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Call, tuple[int, ...]]:
+        """The call, with holes where futures of ours were, and the ids of those."""
+        deps: dict[int, int] = {}
+
+        def replace(obj: Any) -> Any:
+            if type(obj) is RuntimeFuture and obj._owner is self:
+                return Slotted(deps.setdefault(obj._task, len(deps)))
+            return obj
+
+        new_args = map_nested(args, replace)
+        new_kwargs = map_nested(kwargs, replace)
+        if not deps:
+            return (fn, args, kwargs or None, ()), ()
+        return (call_nested, (fn, new_args, new_kwargs, None), None, ((3, tuple(deps)),)), tuple(deps)
+
+    def take_dropped(self) -> e.FuturesDropped:
+        """The event that says which futures nobody holds any more; under the lock."""
+        tasks = []
+        while self.dropped:
+            task = self.dropped.popleft()
+            self._jobs.futures.errors.pop(task, None)
+            tasks.append(task)
+        return e.FuturesDropped(tuple(tasks))
+
+    def finish(self, command: c.FinishFuture, after: After) -> None:
+        """The value is here or published."""
+        future = self.open.pop(command.task, None)
+        if future is not None:
+            job = self._jobs.futures
+
+            def resolve() -> None:
+                try:
+                    value = job.load(command.task)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
+
+            after.append(resolve)
+
+    def fail(self, command: c.FailFuture, after: After) -> None:
+        """The task, or one that it depends on, raised or kept taking workers down."""
+        future = self.open.pop(command.task, None)
+        if future is not None:
+            job, cause = self._jobs.futures, command.cause
+            error = job.death(cause, command.deaths) if command.deaths else job.errors[cause]
+            after.append(lambda: future.set_exception(error))
+
+    def cancel(self, command: c.CancelFuture, after: After) -> None:
+        """The task was cancelled before it started."""
+        future = self.open.pop(command.task, None)
+        if future is not None:
+            # Not future.cancel(), which would only ask the machine once more.
+            after += (lambda: Future.cancel(future), future.set_running_or_notify_cancel)
+
+    def forsake(self, error: BaseException) -> Callable[[], None]:
+        """Forgets all futures; what is returned fails them, and is to be called outside the lock."""
+        futures, self.open = list(self.open.values()), {}
+
+        def fail() -> None:
+            for future in futures:
+                future.set_exception(error)
+
+        return fail
+
+
+def _family(fn: Callable[..., Any]) -> Hashable:
+    """Calls of one function behave alike; code, not the object, so that a lambda in a loop is one family."""
+    return (
+        getattr(fn, "__code__", None)
+        or f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}"
+    )

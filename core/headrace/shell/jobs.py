@@ -1,0 +1,249 @@
+"""What the shell knows of each open job: its work and its values. Which job a task id belongs to.
+
+A task's id is the base of its job plus its index in the graph; values, errors and calls are kept by index. Ids are
+handed out in blocks, so that the job of any id is one dictionary look-up away.
+
+Invariants: :class:`Jobs` is changed under the runtime's lock only, and read without it (look-ups in dicts). A job is
+open from ``add`` until its caller has taken its outputs; the job of the futures always is.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from headrace import observe
+from headrace.errors import WorkerDied
+from headrace.graph import Graph
+from headrace.sched.events import Span
+from headrace.sched.machine import FUTURES
+
+BLOCK_BITS = 20
+_INDEX_MASK = (1 << BLOCK_BITS) - 1
+
+
+class Observer(Protocol):
+    """What wants to see each task of a job; called in the thread that called :meth:`Runtime.run`, in order.
+
+    ``needs_values``: whether :meth:`finished` must be given every value. Then tasks stay in this process, unless the
+    lane ``processes`` is forced: then their results are all brought here. With False it gets None for what is not here.
+    """
+
+    needs_values: bool
+
+    def started(self, index: int) -> None: ...
+
+    def finished(self, index: int, value: Any, worker: str) -> None: ...
+
+
+class Stored:
+    """A handle on a value that stays with the runtime for as long as the handle lives. Thread-safe."""
+
+    __slots__ = ("__weakref__", "_value")
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        """The value; does not block: it is there."""
+        return self._value
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[Any]]:
+        return Stored, (self._value,)
+
+
+class Job:
+    """One job: its graph, its values as they come, and the mailbox in which its caller waits.
+
+    Args:
+        lane: where its tasks run.
+        bring: brings the value of a task (by id) here that another process has.
+    """
+
+    def __init__(self, lane: str, bring: Callable[[int], Any]) -> None:
+        self.number = FUTURES
+        self.base = 0
+        self.lane = lane
+        self._bring = bring
+        self.keys: Any = {}
+        self.calls: Any = {}
+        self.deps: Any = {}
+        self.values: dict[int, Any] = {}
+        self.wanted: set[int] = set()
+        self.errors: dict[int, BaseException] = {}
+        self.obituaries: dict[int, tuple[str, int]] = {}  # of the last worker that a task took down
+        self.mailbox: SimpleQueue[Any] = SimpleQueue()
+        self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
+        self.observer: Observer | None = None
+        self.context = contextvars.copy_context()
+        self.over = False  # its values are the caller's to collect
+
+    @classmethod
+    def of_graph(cls, graph: Graph, lane: str, observer: Observer | None, bring: Callable[[int], Any]) -> Job:
+        """A job without number and base: :meth:`Jobs.add` gives it both."""
+        job = cls(lane, bring)
+        job.keys, job.calls, job.deps, job.observer = graph.keys, graph.calls, graph.deps, observer
+        for index, value in graph.literals.items():
+            job.values[index] = value.result() if isinstance(value, Stored) else value
+        return job
+
+    def load(self, index: int) -> Any:
+        """The value of a task, brought here if it is not."""
+        try:
+            return self.values[index]
+        except KeyError:
+            value = self.values[index] = self._bring(self.base + index)
+            return value
+
+    def key(self, index: int) -> str:
+        """The name of a task, for messages."""
+        return str(self.keys[index])
+
+    def death(self, index: int, deaths: int) -> WorkerDied:
+        """The error of a task that was given up."""
+        reason, rss_bytes = self.obituaries.get(index, ("gone before it was ready", 0))
+        return WorkerDied(self.key(index), deaths, reason, rss_bytes)
+
+    # ---- those who watch: the observer, told in the caller's thread, and the timelines being recorded
+
+    def tell_started(self, tasks: Iterable[int]) -> None:
+        """Tasks have been handed out."""
+        observer, base = self.observer, self.base
+        if observer is not None:
+            for task in tasks:
+                self.mailbox.put(lambda index=task - base: observer.started(index))
+
+    def tell_finished(self, span: Span, place: str) -> None:
+        """Must come before the event that may end the job, so that the caller sees it first."""
+        observer, index = self.observer, span.task - self.base
+        if observer is not None:
+            value = self.values.get(index)
+            self.mailbox.put(lambda: observer.finished(index, value, place))
+        if observe.recorders:
+            observe.record([(self.keys[index], place, span.start_s, span.wall_s)])
+
+    def teller(self, slot: int) -> Callable[[Span], None] | None:
+        """What has to be done after each task of a batch in this thread; None if nobody watches."""
+        if self.observer is None and not observe.recorders:
+            return None
+        place = threading.current_thread().name
+
+        def tell(span: Span) -> None:
+            self.tell_finished(span, place)
+            if slot < 0:
+                self._call_observer()
+
+        return tell
+
+    def _call_observer(self) -> None:
+        """In the caller's thread, while it runs a batch: passes on what is known by now, keeps commands for later."""
+        while True:
+            try:
+                item = self.mailbox.get_nowait()
+            except Empty:
+                return
+            if callable(item):
+                item()
+            else:
+                self.kept.append(item)
+
+
+class Jobs:
+    """The open jobs by number, and by the id of any of their tasks."""
+
+    def __init__(self, lane: str, bring: Callable[[int], Any]) -> None:
+        self._bring = bring
+        self._next_number = FUTURES + 1
+        self._next_block = 1
+        self.reset(lane)
+
+    def reset(self, lane: str) -> None:
+        """Forgets all jobs, and begins a new one for futures, which run in ``lane``."""
+        self._of_block: dict[int, Job] = {}
+        self._next_future = 0  # the first id of a block is never used up: a new block is begun
+        self.futures = Job(lane, self._bring)
+        self.by_number: dict[int, Job] = {FUTURES: self.futures}
+
+    def add(self, job: Job) -> None:
+        """Opens the job of a graph: it gets its number and its base."""
+        blocks = _blocks_of(job)
+        job.number, job.base = self._next_number, self._next_block << BLOCK_BITS
+        self._next_number += 1
+        for block in range(self._next_block, self._next_block + blocks):
+            self._of_block[block] = job
+        self._next_block += blocks
+        self.by_number[job.number] = job
+
+    def remove(self, job: Job) -> bool:
+        """Forgets a job; whether it was known."""
+        if self.by_number.pop(job.number, None) is None:
+            return False
+        first = job.base >> BLOCK_BITS
+        for block in range(first, first + _blocks_of(job)):
+            self._of_block.pop(block, None)
+        return True
+
+    def new_future(self) -> int:
+        """A fresh id in the job of the futures."""
+        if self._next_future & _INDEX_MASK == 0:
+            self._next_future = self._next_block << BLOCK_BITS
+            self._of_block[self._next_block] = self.futures
+            self._next_block += 1
+        task = self._next_future
+        self._next_future += 1
+        return task
+
+    def of(self, task: int) -> Job | None:
+        """The job of a task; None when it is not open any more."""
+        return self._of_block.get(task >> BLOCK_BITS)
+
+    def key_of(self, task: int) -> str:
+        """The name of a task, for messages."""
+        job = self.of(task)
+        return str(task) if job is None else job.key(task - job.base)
+
+    def release(self, tasks: list[int]) -> tuple[list[int], list[Any]]:
+        """Forgets values that nobody reads any more.
+
+        Returns:
+            the tasks whose values the lanes may forget too; and the values, for the caller to drop once it has left
+            the lock, because their destructors are foreign code.
+        """
+        released: list[int] = []
+        values: list[Any] = []
+        for task in tasks:
+            job = self._of_block.get(task >> BLOCK_BITS)
+            if job is None:
+                continue
+            index = task - job.base
+            if job.over:
+                if index not in job.wanted:
+                    released.append(task)
+                continue
+            values.append(job.values.pop(index, None))
+            released.append(task)
+            if job is self.futures:
+                for table in (job.calls, job.deps, job.keys):
+                    values.append(table.pop(index, None))
+        return released, values
+
+    def modules_in_use(self) -> tuple[str, ...]:
+        """The modules that the functions of all open jobs come from: what a new worker had best import at once."""
+        names = set()
+        for job in self.by_number.values():
+            calls = list(job.calls.values()) if isinstance(job.calls, dict) else job.calls
+            names.update([getattr(call[0], "__module__", None) for call in calls if call])
+        return tuple(sorted(name for name in names if name and name not in ("__main__", "builtins")))
+
+
+def number_in_block(task: int) -> int:
+    """A short number for the name of a future."""
+    return task & _INDEX_MASK
+
+
+def _blocks_of(job: Job) -> int:
+    return (len(job.calls) >> BLOCK_BITS) + 1

@@ -1,0 +1,148 @@
+"""The threads that serve slots: a caller for as long as it waits for its job, and pool threads.
+
+RunHere ──> mailbox of the slot ──> lanes.slots.run_batch ──> SlotRan, TaskRaised ──> post
+                    ↑                                                                  │
+                    └────────────── the next batch for the same slot ──────────────────┘
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from headrace.lanes.slots import Batch, Failure, Watch, run_batch
+from headrace.sched import commands as c
+from headrace.sched import events as e
+from headrace.shell.jobs import Job, Jobs
+
+_JOIN_S = 0.2
+
+
+class Post(Protocol):
+    """Hands events to the machine; returns the next batch for ``slot``, if it has one."""
+
+    def __call__(self, *events: e.Event, slot: int | None = None) -> c.RunHere | None: ...
+
+
+class SlotThreads:
+    """Mailboxes by slot, and a thread for each slot of the pool (ids above 0), started when it is first used.
+
+    Args:
+        jobs: the open jobs.
+        post: see :class:`Post`.
+        exists: whether the machine still knows a slot; the thread of one that it does not know ends.
+    """
+
+    def __init__(self, jobs: Jobs, post: Post, exists: Callable[[int], bool]) -> None:
+        self._jobs = jobs
+        self._post = post
+        self._exists = exists
+        self._local = threading.local()
+        self._mailboxes: dict[int, SimpleQueue[Any]] = {}
+        self._threads: list[threading.Thread] = []
+        self._batches: dict[int, Batch] = {}
+        self._watch = Watch(self._stalled)
+
+    @property
+    def nested(self) -> bool:
+        """Whether the current thread is inside a task."""
+        return getattr(self._local, "depth", 0) > 0
+
+    def enter(self, slot: int, mailbox: SimpleQueue[Any]) -> None:
+        """From now on, what is for a caller's slot goes into its own mailbox."""
+        self._mailboxes[slot] = mailbox
+
+    def leave(self, slot: int) -> None:
+        """The caller does not wait any more."""
+        self._mailboxes.pop(slot, None)
+
+    def put(self, command: c.RunHere) -> None:
+        """Hands a batch to the thread of its slot. Under the runtime's lock; does not block."""
+        slot = command.slot
+        mailbox = self._mailboxes.get(slot)
+        if mailbox is None:
+            mailbox = self._mailboxes[slot] = SimpleQueue()
+            thread = threading.Thread(target=self._serve, args=(slot, mailbox), name=f"headrace-{slot}", daemon=True)
+            self._threads = [t for t in self._threads if t.is_alive()]
+            self._threads.append(thread)
+            thread.start()
+        mailbox.put(command)
+
+    def _serve(self, slot: int, mailbox: SimpleQueue[Any]) -> None:
+        while True:
+            item = mailbox.get()
+            if item is None:
+                return
+            while item is not None:
+                job = self._jobs.by_number.get(item.job)
+                context = contextvars.Context() if job is None else job.context.copy()
+                item = context.run(self.run, item)
+            if not self._exists(slot):
+                self._mailboxes.pop(slot, None)
+                return
+
+    def run(self, command: c.RunHere) -> c.RunHere | None:
+        """Runs a batch in the current thread, reports, and returns the next one for the same slot.
+
+        Raises:
+            KeyboardInterrupt: a task raised it in the main thread: then it is the caller who was interrupted.
+        """
+        slot = command.slot
+        batch = Batch(slot, command.tasks)
+        job = self._jobs.by_number.get(command.job)
+        if job is None:
+            return self._post(e.SlotRan(slot, [], batch.take_back()), slot=slot)
+        spans, failure = self._run_watched(job, batch, command.budget_s)
+        ran = e.SlotRan(slot, spans, batch.take_back())
+        if failure is None:
+            return self._post(ran, slot=slot)
+        error = failure.error
+        if isinstance(error, KeyboardInterrupt) and slot < 0 and threading.current_thread() is threading.main_thread():
+            raise error
+        if error.__traceback__ is not None:
+            error.__traceback__ = error.__traceback__.tb_next or error.__traceback__
+        job.errors[failure.task - job.base] = error
+        return self._post(e.TaskRaised(failure.task, e.HERE), ran, slot=slot)
+
+    def _run_watched(self, job: Job, batch: Batch, budget_s: float) -> tuple[list[e.Span], Failure | None]:
+        local, watched = self._local, budget_s > 0.0
+        self._batches[batch.slot] = batch
+        if watched:
+            self._watch.begin(batch)
+        local.depth = getattr(local, "depth", 0) + 1
+        try:
+            return run_batch(job, batch, budget_s, job.teller(batch.slot))
+        finally:
+            local.depth -= 1
+            del self._batches[batch.slot]
+            if watched:
+                self._watch.end(batch)
+
+    def _stalled(self, batch: Batch) -> None:
+        self._post(e.SlotStalled(batch.slot, batch.take_back()))
+
+    def drop_closed(self) -> None:
+        """Takes from every batch what belongs to a job that is not open any more."""
+        for batch in list(self._batches.values()):
+            if batch.pending and self._jobs.of(batch.pending[0]) is None:
+                batch.take_back()
+
+    def stop_watching(self) -> None:
+        """Ends the watch thread. Blocks, so not under the lock."""
+        self._watch.close()
+
+    def dismiss(self) -> None:
+        """Has all pool threads end after what they run; later batches get new ones. Under the runtime's lock."""
+        for slot, mailbox in list(self._mailboxes.items()):
+            if slot > 0:
+                del self._mailboxes[slot]
+                mailbox.put(None)
+
+    def join(self) -> None:
+        """Waits a moment for the threads that were dismissed."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_S)
