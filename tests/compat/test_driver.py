@@ -209,7 +209,6 @@ def recipe(bench: Bench, test: str = "nothing") -> list[str]:
 
 
 def test_lane_auto_loses_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("headrace_dask")
     assert command.main([*recipe(bench), "--lane", "auto"]) == 0
     out = capsys.readouterr().out
     assert "of 1 failures on the baseline, 0 pass when run again" in out
@@ -219,7 +218,6 @@ def test_lane_auto_loses_nothing(bench: Bench, capsys: pytest.CaptureFixture[str
 def test_what_only_headrace_fails_is_a_fault_unless_it_is_excused(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("headrace_dask")
     arguments = [*recipe(bench), "--lane", "processes"]
     assert command.main(arguments) == 1
     (fault,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("FAULT"))
