@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import _thread
 import importlib
-import sys
-from collections.abc import Callable
 from typing import Any, Final
 
 from headrace.errors import MustStayHere
@@ -27,18 +25,6 @@ from headrace_dask.internals import SerializableLock
 
 _XARRAY: Final = "xarray.backends.locks"
 _LIBRARY_LOCKS: Final = ("HDF5_LOCK", "NETCDFC_LOCK")
-
-
-def watch() -> None:
-    """Has such objects keep their tasks here; called at each compute, because libraries are imported when needed."""
-    for name, kinds in list(_unwatched.items()):
-        module = sys.modules.get(name)
-        for kind, reducer in kinds.items():
-            if not hasattr(module, kind):  # not imported, or another thread is at it
-                break
-            register_reducer(getattr(module, kind), reducer)
-        else:
-            _unwatched.pop(name, None)
 
 
 def library_lock(name: str) -> Any:
@@ -61,11 +47,8 @@ def _reduce_xarray_lock(lock: Any) -> Any:
     return _stay_with_lock(lock)
 
 
-_unwatched: dict[str, dict[str, Callable[[Any], Any]]] = {
-    _XARRAY: {"SerializableLock": _reduce_xarray_lock},
-    "partd.dict": {"Dict": _stay_with_data},
-}
-
 for _kind in (SerializableLock, type(_thread.allocate_lock()), type(_thread.RLock())):
     register_reducer(_kind, _stay_with_lock)
+register_reducer((_XARRAY, "SerializableLock"), _reduce_xarray_lock)
+register_reducer(("partd.dict", "Dict"), _stay_with_data)
 shared_locks.install()

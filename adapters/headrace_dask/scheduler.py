@@ -17,7 +17,7 @@ import dask.config
 from headrace import config
 from headrace.runtime import default
 from headrace.store.pickling import estimate_size
-from headrace_dask import internals, locks
+from headrace_dask import internals
 from headrace_dask.compiling import BULKY_BYTES
 from headrace_dask.observers import observed
 from headrace_dask.translate import translate
@@ -120,7 +120,6 @@ def _compute(
     keep: bool,
 ) -> tuple[list[Any], list[Any]]:
     """The wanted keys from left to right, and the value (or handle) of each."""
-    locks.watch()
     graph_of: Mapping[Any, Any] = internals.mapping_of(dsk)
     flat = list(internals.flat_keys(keys)) if isinstance(keys, list) else [keys]
     runtime, lane = _runtime(lane)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -116,7 +118,8 @@ def test_lock_of_the_scheduler_is_one_that_keeps_tasks_here() -> None:
 def test_xarray_file_locks_stay_and_library_locks_travel() -> None:
     locks = pytest.importorskip("xarray.backends.locks")
     with dask.config.set(scheduler="headrace"):
-        assert locks.get_dask_scheduler() == "threaded"
+        find_scheduler = getattr(locks, "get_dask_scheduler", None) or locks._get_scheduler  # its older name
+        assert find_scheduler() == "threaded"
         assert delayed(inc)(1).compute() == 2
         writing = locks.combine_locks([locks.HDF5_LOCK, locks.get_write_lock("some file")])
     for lock in (writing, locks.SerializableLock("of a user")):
@@ -238,6 +241,38 @@ def test_store_in_memory_of_partd_stays_with_its_data(lane: str, how: str) -> No
     pids = get(dsk, list(range(20)))
     assert sorted(store.get("k")) == list(range(20))
     assert set(pids) == {os.getpid()}
+
+
+IMPORTED_BY_A_TASK = """
+import sys, threading
+from dask._task_spec import Task, TaskRef
+from headrace_dask import get
+
+def open_store(lock):
+    import partd
+    return partd.Python(partd.Dict())
+
+def append(store, number):
+    store.append({"k": [number]})
+
+def read(store, *appended):
+    return sorted(store.get("k"))
+
+if __name__ == "__main__":
+    dsk = {i: Task(i, append, TaskRef("store"), i) for i in range(20)}
+    dsk["store"] = Task("store", open_store, threading.Lock())
+    dsk["read"] = Task("read", read, TaskRef("store"), *map(TaskRef, range(20)))
+    assert "partd" not in sys.modules
+    print(get(dsk, "read", lane="processes") == list(range(20)))
+"""
+
+
+def test_what_a_task_is_the_first_to_import_stays_with_its_data() -> None:
+    """As when dask.dataframe shuffles through the disk for the first time."""
+    pytest.importorskip("partd")
+    done = subprocess.run([sys.executable, "-c", IMPORTED_BY_A_TASK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\n"
 
 
 # --- locks with a name ------------------------------------------------------------------------------------------------

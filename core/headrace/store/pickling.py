@@ -26,6 +26,8 @@ BYTES_OUT_OF_BAND_FROM: Final = 64 * 1024
 one copy into fresh memory (measured: from here on it wins, at 1 MiB by a factor of 2.5)."""
 
 _reducers: dict[type, Callable[[Any], Any]] = {}
+_awaited: dict[tuple[str, str], Callable[[Any], Any]] = {}
+"""(module, class) → reducer, of classes that had not been imported when this was last looked at."""
 
 
 class Packed(NamedTuple):
@@ -35,12 +37,19 @@ class Packed(NamedTuple):
     buffers: list[memoryview]
 
 
-def register_reducer(type: type, fn: Callable[[Any], Any]) -> None:
+def register_reducer(type: type | tuple[str, str], fn: Callable[[Any], Any]) -> None:
     """Has ``fn(obj)`` pickle the instances of exactly this type, as in ``copyreg`` but only for Headrace.
 
     ``fn`` returns what ``__reduce__`` may return; an exception from it keeps the object, and its task, in its process.
+
+    Args:
+        type: a class, or the names of a module and of a class in it: then nothing is imported for it, and it counts
+            from the moment that somebody, perhaps a task, has imported the module.
     """
-    _reducers[type] = fn
+    if isinstance(type, tuple):
+        _awaited[type] = fn
+    else:
+        _reducers[type] = fn
 
 
 def pack(obj: Any, name: str = "") -> Packed:
@@ -97,7 +106,7 @@ class _Bytes:
 def _dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
     if type(obj) in (bytes, bytearray) and len(obj) >= BYTES_OUT_OF_BAND_FROM:
         obj = _Bytes(obj)
-    if not _reducers and "numpy" not in sys.modules:
+    if not _reducers and not _awaited and "numpy" not in sys.modules:
         return pickle.dumps(obj, 5, buffer_callback=callback)
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=callback)
@@ -113,6 +122,11 @@ def registered_reducers() -> dict[type, Callable[[Any], Any]]:
 
 def dispatch_table() -> dict[type, Callable[[Any], Any]]:
     """Type → reducer: those of ``copyreg``, the registered ones, and ours for numpy."""
+    for names, fn in list(_awaited.items()):
+        kind = getattr(sys.modules.get(names[0]), names[1], None)
+        if kind is not None:
+            _reducers[kind] = fn
+            _awaited.pop(names, None)
     table = copyreg.dispatch_table | _reducers
     numpy = sys.modules.get("numpy")
     array = getattr(numpy, "ndarray", None)  # not there yet while another thread imports numpy
