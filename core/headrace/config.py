@@ -81,9 +81,13 @@ def resolve(
         ConfigError: a name is unknown or a value cannot be used.
     """
     environ = os.environ if environ is None else environ
+    if not isinstance(overlay or {}, Mapping):
+        raise ConfigError(
+            f"the settings of headrace must be names and values, like {{'lane': 'auto'}}, not {overlay!r}"
+        )
     known = {field.name: field for field in dataclasses.fields(Settings)}
     found: dict[str, Any] = {}
-    variables = {name: environ.get(f"HEADRACE_{name.upper()}") for name in known}
+    variables = {name: environ.get(f"HEADRACE_{name.upper()}") or None for name in known}
     sources: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("argument", arguments or {}),
         ("environment variable", variables),
@@ -94,7 +98,8 @@ def resolve(
             if name not in known:
                 raise ConfigError(f"unknown {source} {name!r}; known: {', '.join(sorted(known))}")
             if value is not None and name not in found:
-                found[name] = _parse(source, name, known[name].default, value)
+                label = f"HEADRACE_{name.upper()}" if values is variables else name
+                found[name] = _parse(source, label, known[name].default, value)
     return Settings(**found)
 
 

@@ -111,7 +111,7 @@ class Runtime(Executor):
 
         Args:
             lane: overrides the setting for this graph.
-            limit: how many tasks may run at once; by default ``settings.num_workers``.
+            limit: how many tasks may run at once; by default, or if it is 0, ``settings.num_workers``.
             observer: is told of each task, in this thread.
             rerun: a task that fails is run again in this thread, where a debugger sees it, before its exception is
                 raised.
@@ -148,6 +148,8 @@ class Runtime(Executor):
         lane = lane or self.settings.lane
         if lane not in config.LANES:
             raise ConfigError(f"lane must be one of {', '.join(config.LANES)}, not {lane!r}")
+        if limit is not None and not (isinstance(limit, int) and limit >= 0):
+            raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number, not {limit!r}")
         if self._in_worker:
             lane = "inline"
         job = Job.of_graph(graph, lane, observer, self._bring)
@@ -254,7 +256,8 @@ class Runtime(Executor):
         self._check_open()
         if not callable(fn):
             raise TypeError(f"submit() needs a function to call, not {fn!r}")
-        return self._futures.submit(fn, args, kwargs)
+        with self._shield:
+            return self._futures.submit(fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done and everything is

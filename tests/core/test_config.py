@@ -114,7 +114,12 @@ def test_a_whole_number_will_do_for_seconds() -> None:
         ({"ahead_s": float("nan")}, {}, {}, "ahead_s must not be negative, not nan"),
         ({"small_bytes": -1}, {}, {}, "small_bytes must not be negative"),
         ({}, {}, {"HEADRACE_AHEAD_S": "-0.1"}, "ahead_s must not be negative"),
-        ({}, {}, {"HEADRACE_NUM_WORKERS": "many"}, "environment variable num_workers must be of type int, not 'many'"),
+        (
+            {},
+            {},
+            {"HEADRACE_NUM_WORKERS": "many"},
+            "environment variable HEADRACE_NUM_WORKERS must be of type int, not 'many'",
+        ),
         ({}, {"check": "perhaps"}, {}, "setting check must be of type bool, not 'perhaps'"),
         ({}, {"num-workers": 1.5}, {}, "setting num_workers must be of type int, not 1.5"),
     ],
@@ -150,3 +155,13 @@ def test_every_settings_object_survives_the_way_through_the_environment(values: 
         f"HEADRACE_{field.name.upper()}": str(getattr(wanted, field.name)) for field in dataclasses.fields(wanted)
     }
     assert resolve(environ=environ) == wanted
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert resolve(environ={"HEADRACE_LANE": "", "HEADRACE_NUM_WORKERS": ""}) == Settings()
+
+
+@pytest.mark.parametrize("section", ["threads", 5, ["lane"]])
+def test_a_section_that_holds_no_names_is_refused(section: Any) -> None:
+    with pytest.raises(ConfigError, match="names and values"):
+        resolve(overlay=section, environ={})

@@ -258,6 +258,12 @@ def test_num_workers_limits_how_many_run_at_once(given: str) -> None:
     assert most == [1]
 
 
+@pytest.mark.parametrize("given", [-1, "two", 2.5])
+def test_an_impossible_number_of_workers_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match="num_workers"):
+        get(DIAMOND, "out", num_workers=given)
+
+
 def test_more_workers_than_cores(tmp_path: Path) -> None:
     names = [str(i) for i in range(8)]
     dsk: dict[Any, Any] = {f"t{i}": (meet, str(tmp_path), name, names[i - 1]) for i, name in enumerate(names)}

@@ -90,6 +90,7 @@ class Receiver:
 
     def _hello(self, peer: Peer) -> None:
         peer.started = True
+        peer.sample_memory()  # so that something is known of one that dies young
         self._host.post(WorkerStarted(peer.number))
 
     def _leaving(self, peer: Peer) -> None:
