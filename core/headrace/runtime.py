@@ -197,7 +197,7 @@ class Runtime(Executor):
                 elif kind is c.FailJob:
                     failed: c.FailJob = item
                     return failed
-                elif kind is InternalError:
+                elif isinstance(item, BaseException):
                     raise item
                 else:
                     item()
@@ -261,7 +261,7 @@ class Runtime(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done and everything is
-        stopped."""
+        stopped. A graph that another thread still waits for then raises RuntimeError there."""
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures.open)))
         self._closed = True
@@ -278,9 +278,8 @@ class Runtime(Executor):
         self._closed = True
         self._threads.stop_watching()
         with self._lock:
-            close_lane = self._processes.detach()
-            self._threads.dismiss()
-        close_lane(EXIT_TIMEOUT_S)
+            clear_up = self._begin_afresh(RuntimeError("this Runtime was shut down while the graph ran"))
+        clear_up()
         self._threads.join()
         observe.unregister(self)
 
@@ -336,19 +335,24 @@ class Runtime(Executor):
         """An invariant broke. Every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
         report = InternalError(f"the scheduler broke; this is a bug of Headrace: {error!r}")
         report.__cause__ = error
+        clear_up = self._begin_afresh(report)
+        threading.Thread(target=clear_up, name="headrace-crash", daemon=True).start()
+
+    def _begin_afresh(self, error: BaseException) -> Callable[[], None]:
+        """Forgets all work: whoever waits for some gets ``error``. Returns what is to be done outside the lock."""
         for job in self._jobs.by_number.values():
-            job.mailbox.put(report)
-        fail_futures = self._futures.forsake(report)
+            job.mailbox.put(error)
+        fail_futures = self._futures.forsake(error)
         close_lane = self._processes.detach()
         self._threads.dismiss()
         self._machine = self._new_machine()
         self._jobs.reset(self.settings.lane)
 
-        def tell() -> None:
+        def clear_up() -> None:
             close_lane(EXIT_TIMEOUT_S)
             fail_futures()
 
-        threading.Thread(target=tell, name="headrace-crash", daemon=True).start()
+        return clear_up
 
     # ---- looking in
 

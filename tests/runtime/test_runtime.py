@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import CancelledError, Executor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,20 @@ def test_a_shut_down_runtime_says_so() -> None:
         rt.submit(testing.inc, 1)
     with pytest.raises(RuntimeError, match="shut down"):
         rt.run(Graph())
+
+
+@pytest.mark.parametrize("lane", ["threads", "processes"])
+def test_shutting_down_under_a_graph_ends_its_run(lane: str, tmp_path: Path) -> None:
+    rt = Runtime(lane=lane, num_workers=1)
+    build = Build()
+    graph = build.wanting(build.call(testing.hold, tmp_path), build.call(testing.inc, 1))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(rt.run, graph)
+        testing.wait_for_start(tmp_path)
+        rt.shutdown()
+        testing.let_go(tmp_path)
+        with pytest.raises(RuntimeError, match="shut down while"):
+            running.result(timeout=10)
 
 
 def test_unknown_lane_is_refused() -> None:
