@@ -1,8 +1,8 @@
 """Headrace as a Dask scheduler.
 
 Importing this registers the name, so that ``dask.config.set(scheduler="headrace")`` and
-``compute(scheduler="headrace")`` work; ``headrace_dask.get`` is the scheduler itself. Light on purpose: the runtime is
-imported at the first compute.
+``compute(scheduler="headrace")`` work; ``headrace_dask.get`` is the scheduler itself. No thread and no process is
+started before a compute needs one.
 """
 
 from __future__ import annotations

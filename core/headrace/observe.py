@@ -54,8 +54,7 @@ def trace(path: str | os.PathLike[str]) -> Iterator[list[Record]]:
 
     Args:
         path: ``.json`` writes a trace that Perfetto and ``chrome://tracing`` open; ``.png``, ``.svg`` and ``.pdf`` a
-        picture
-            (needs matplotlib).
+            picture (needs matplotlib).
 
     Raises:
         ValueError: any other suffix; at once, before anything runs.
