@@ -11,7 +11,7 @@ unpickle a call without importing dask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable
 from typing import Any, TypeAlias
 
 from headrace.program import (
@@ -330,4 +330,4 @@ def _without(args: tuple[Any, ...], refs: list[Ref]) -> tuple[Any, ...]:
     return tuple(left)
 
 
-__all__ = ["BULKY_BYTES", "Bulky", "Compiled", "Compiler", "Mapping", "Ref"]
+__all__ = ["BULKY_BYTES", "Bulky", "Compiled", "Compiler", "Ref"]

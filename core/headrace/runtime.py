@@ -25,7 +25,6 @@ from typing import Any
 from headrace import config, observe
 from headrace.errors import ConfigError, InternalError
 from headrace.graph import Graph
-from headrace.lanes.slots import run_call_of
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
@@ -34,6 +33,7 @@ from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Job, Jobs, Observer, Stored
 from headrace.shell.processes import Processes
 from headrace.shell.threads import SlotThreads
+from headrace.task import run_call
 
 EXIT_TIMEOUT_S = 1.0
 
@@ -235,7 +235,7 @@ class Runtime(Executor):
                 continue
             current = stack.pop()
             if current == index or current not in job.values:
-                job.values[current] = run_call_of(job, current)
+                job.values[current] = run_call(job.calls[current], job.values)
 
     def _collected(self, job: Job) -> None:
         """The caller has taken what it wants: forget the job."""

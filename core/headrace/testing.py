@@ -16,15 +16,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy
 
 CrashKind = Literal["exit", "c_exit", "segfault", "sigkill", "raise"]
-CRASH_KINDS: tuple[CrashKind, ...] = get_args(CrashKind)
 """loky's crash matrix: SystemExit, exit without Python knowing, SIGSEGV, SIGKILL, an ordinary exception."""
 
 CRASH_EXIT_CODE = 41
@@ -74,11 +73,6 @@ def spin(x: Any, seconds: float = 0.05) -> Any:
     while time.thread_time() < end_s:
         pass
     return x
-
-
-def count_up(stop: int) -> Iterator[int]:
-    """A generator: its result cannot be pickled, and must not be consumed on the way."""
-    yield from range(stop)
 
 
 # --- large values -----------------------------------------------------------------------------------------------------
@@ -324,14 +318,16 @@ def crash_first(how: CrashKind, log: str | Path, times: int = 1, result: Any = "
     return result
 
 
-class CrashAtPickle:
-    """Crashes whoever pickles it, as often as :func:`crash_first` says, except in the process ``spare``."""
-
+class _Crasher:
     def __init__(self, how: CrashKind, log: str | Path, times: int = 1, spare: int = 0) -> None:
         self.how: CrashKind = how
         self.log = str(log)
         self.times = times
         self.spare = spare
+
+
+class CrashAtPickle(_Crasher):
+    """Crashes whoever pickles it, as often as :func:`crash_first` says, except in the process ``spare``."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if os.getpid() == self.spare:
@@ -339,17 +335,11 @@ class CrashAtPickle:
         return identity, (crash_first(self.how, self.log, self.times),)
 
 
-class CrashAtUnpickle:
+class CrashAtUnpickle(_Crasher):
     """Crashes whoever unpickles it, as often as :func:`crash_first` says, except in the process ``spare``.
 
     Unpickled in the process ``spare`` it is itself again; anywhere else, after the last crash, ``"survived"``.
     """
-
-    def __init__(self, how: CrashKind, log: str | Path, times: int = 1, spare: int = 0) -> None:
-        self.how: CrashKind = how
-        self.log = str(log)
-        self.times = times
-        self.spare = spare
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _load_crash, (self.how, self.log, self.times, self.spare)

@@ -4,7 +4,7 @@ A slot is a thread: the caller that waits for its job (then its tasks run "inlin
 share all code; only who runs a batch differs. A watch thread takes the rest of a batch away from a slot that is stuck
 in one task.
 
-    commands RunHere ──> Mailbox of the slot ──> run_batch ──> events SlotRan / TaskRaised
+    commands RunHere ──> mailbox of the slot ──> run_batch ──> events SlotRan / TaskRaised
                                                     ↑ pending tasks ──(stalled: watch thread)──> event SlotStalled
 """
 
@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from headrace.sched.events import Span
 from headrace.store.pickling import estimate_size
-from headrace.task import Call
 
 MEASURED_BATCH = 16
 """In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
@@ -77,10 +76,10 @@ def run_batch(
 ) -> tuple[list[Span], Failure | None]:
     """Runs tasks from left to right until the batch is empty, its budget is used up, or one raises.
 
-    ``after`` is called after each task; what it raises is not the task's failure, and is passed on.
-
     What is left in ``batch.pending`` then has not been started. Any exception of a task, ``SystemExit`` and
     ``KeyboardInterrupt`` included, is caught and returned: whose it is, is for the shell to decide.
+
+    ``after`` is called after each task; what it raises is not the task's failure, and is passed on.
     """
     pending, calls, values, base = batch.pending, job.calls, job.values, job.base
     measured = len(pending) <= MEASURED_BATCH
@@ -143,16 +142,6 @@ def _queued_s() -> float:
     before = getattr(_local, "queued_s", 0.0)
     _local.queued_s = total
     return total - before
-
-
-def run_call_of(job: Values, index: int) -> Any:
-    """Runs one task with its inputs loaded, for a second try in the caller's thread."""
-    call: Call = job.calls[index]
-    fn, args, kwargs, holes = call
-    filled = list(args)
-    for position, dep in holes:
-        filled[position] = job.load(dep) if isinstance(dep, int) else [job.load(d) for d in dep]
-    return fn(*filled, **(kwargs or {}))
 
 
 class Watch:

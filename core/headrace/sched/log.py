@@ -12,7 +12,7 @@ from headrace.sched.events import Event, JobSubmitted, SlotRan, WorkerRan
 CAPACITY = 5_000
 """How many tasks the entries may name together: about 2 MB. More would be cold memory to free with every event."""
 
-TASKS = ("tasks", "returned", "arrived", "outputs")
+TASKS = ("tasks", "returned", "arrived")
 
 
 class Entry(NamedTuple):

@@ -54,10 +54,10 @@ PLACE: Final = 13  # (sys.path, working directory): both have changed in the own
 
 # Worker to owner.
 HELLO: Final = 32  # ()
-RAN: Final = 33  # (span, how, value): see NOTHING, PLAIN, PARCEL
+RAN: Final = 33  # (span, how, value): see NOTHING, PLAIN, PARCELLED
 FAILED: Final = 34  # (task, failure): see failures.py
 UNPICKLABLE: Final = 35  # (task, message, traceback, must stay?)
-PUBLISHED: Final = 36  # (task, parcel)
+PUBLISHED: Final = 36  # (task, parcel, does the worker read it from there itself?)
 REVOKED: Final = 37  # (tasks)
 CLOSED: Final = 38  # (segments (place, offset) of which one map is gone)
 ARENA: Final = 39  # () and the descriptor of the worker's arena
@@ -88,7 +88,6 @@ class Channel:
         self._backlog: deque[tuple[memoryview, tuple[int, ...] | list[int]]] = deque()
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
-        self._broken = False
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -139,7 +138,6 @@ class Channel:
                 if error.errno in (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS):
                     return False
                 backlog.clear()
-                self._broken = True
                 return True
             if sent == len(frame):
                 backlog.popleft()
