@@ -8,6 +8,7 @@ default runtime is closed and the look is taken after its module.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import gc
 import os
@@ -163,6 +164,25 @@ def _close_default_runtime() -> None:
     runtime = sys.modules.get("headrace.runtime")
     if runtime is not None:
         runtime.close_default()
+
+
+@pytest.fixture
+def core_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Takes back, for one test, what other tests' imports have changed for all of this process's pickling.
+
+    Adapters have locks stay in their process; tblib, which distributed imports, has exceptions travel in its own way.
+    """
+    from headrace.store import pickling
+
+    for kind, reducer in list(copyreg.dispatch_table.items()):
+        if getattr(reducer, "__module__", "").startswith("tblib"):
+            monkeypatch.delitem(copyreg.dispatch_table, kind)
+    reducers, awaited = pickling._reducers.copy(), pickling._awaited.copy()
+    pickling._reducers.clear()
+    pickling._awaited.clear()
+    yield
+    pickling._reducers.update(reducers)  # and not in place of it: a test may be the first to import an adapter
+    pickling._awaited.update(awaited)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -88,12 +88,14 @@ def test_wrong_setting_says_so() -> None:
 
 
 def test_import_takes_at_most_60_ms_over_dask() -> None:
+    """Where dask's own takes 100 ms, and in proportion on slower machines."""
     code = (
-        "import dask, time; start = time.thread_time(); import headrace_dask; print(time.thread_time() - start);"
+        "from time import thread_time as now; start = now(); import dask; middle = now(); import headrace_dask;"
+        "print((now() - middle) / max(0.1, middle - start));"
         "import sys; print(any(name in sys.modules for name in ('numpy', 'pandas', 'pyarrow', 'distributed')))"
     )
     runs = [python(code).split() for _ in range(3)]
-    assert min(float(seconds) for seconds, _ in runs) <= 0.06
+    assert min(float(share) for share, _ in runs) <= 0.6
     assert {heavy for _, heavy in runs} == {"False"}
 
 
@@ -156,9 +158,9 @@ def test_result_of_array_may_be_written_to(lane: str) -> None:
 
 def test_sparse(lane: str) -> None:
     sparse = pytest.importorskip("scipy.sparse")
-    parts = [delayed(sparse.random_array)((50, 50), density=0.1, rng=i) for i in range(4)]
+    parts = [delayed(sparse.random)(50, 50, density=0.1, random_state=i) for i in range(4)]
     stacked = delayed(sparse.vstack)(parts).compute()
-    expected = sparse.vstack([sparse.random_array((50, 50), density=0.1, rng=i) for i in range(4)])
+    expected = sparse.vstack([sparse.random(50, 50, density=0.1, random_state=i) for i in range(4)])
     assert (stacked != expected).nnz == 0
 
 

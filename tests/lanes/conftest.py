@@ -122,6 +122,11 @@ def _hosted(workers: int = 1, **settings: Any) -> Iterator[tuple[FakeHost, Proce
         lane.close()
 
 
+@pytest.fixture(autouse=True)
+def _alone(core_alone: None) -> None:
+    """Lanes are tested as they are without adapters, whatever other tests have imported."""
+
+
 @pytest.fixture
 def hosted() -> Any:
     """The context manager :func:`_hosted`: the tests' modules cannot import each other."""

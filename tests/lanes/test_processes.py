@@ -531,7 +531,7 @@ def test_strings_hash_alike_in_all_workers(hosted: Any, monkeypatch: pytest.Monk
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with hosted(2) as (host, lane):
         for worker in (1, 2):
-            host.add(worker, hash, "headrace")
+            host.add(worker, str.__hash__, "headrace")
             execute(host, lane, worker, worker)
         assert host.values[1] == host.values[2]
 

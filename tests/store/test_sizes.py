@@ -17,9 +17,10 @@ from headrace.store.sizes import estimate_size
 
 N = 10_000
 ARRAY = np.arange(float(N))
-FRAME = pd.DataFrame(
-    {"a": ARRAY, "b": range(N), "c": pd.date_range("2020", periods=N), "d": [f"r{n}" for n in range(N)]}
-)
+TEXT = pd.Series([f"r{n}" for n in range(N)])
+if TEXT.dtype == object:  # before pandas 3
+    TEXT = TEXT.astype("string[pyarrow]")
+FRAME = pd.DataFrame({"a": ARRAY, "b": range(N), "c": pd.date_range("2020", periods=N), "d": TEXT})
 
 VALUES: dict[str, Any] = {
     "array": ARRAY,

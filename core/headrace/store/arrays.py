@@ -1,7 +1,8 @@
 """How numpy arrays travel that numpy itself would pickle into the byte stream, copy upon copy.
 
 numpy hands out buffers for contiguous arrays of plain types only. Here strided arrays are made contiguous first, dates
-travel as integers, and arrays that repeat (``np.broadcast_to``, hence ``dask.array.ones``) as what they repeat.
+travel as integers, arrays whose axes are in neither C's nor Fortran's order are transposed to it and back, and arrays
+that repeat (``np.broadcast_to``, hence ``dask.array.ones``) travel as what they repeat.
 This module imports numpy only where an array proves that it is there.
 """
 
@@ -22,6 +23,9 @@ def reduce_array(array: Any) -> Any:
         writeable = array.flags.writeable
         array = array.copy(order="K")
         array.flags.writeable = writeable
+        if not array.flags.forc:
+            axes = sorted(range(array.ndim), key=array.strides.__getitem__, reverse=True)
+            return _transpose, (array.transpose(axes), tuple(map(axes.index, range(array.ndim))))
     if array.dtype.kind in "Mm" and array.ndim:
         return _as_dates, (array.view("i8"), array.dtype)
     return array.__reduce_ex__(5)
@@ -29,6 +33,10 @@ def reduce_array(array: Any) -> Any:
 
 def _repeat(array: Any, shape: tuple[int, ...]) -> Any:
     return sys.modules["numpy"].broadcast_to(array, shape)
+
+
+def _transpose(array: Any, axes: tuple[int, ...]) -> Any:
+    return array.transpose(axes)
 
 
 def _as_dates(array: Any, dtype: Any) -> Any:
