@@ -260,8 +260,9 @@ class Runtime(Executor):
             return self._futures.submit(fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done and everything is
-        stopped. A graph that another thread still waits for then raises RuntimeError there."""
+        """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done, their callbacks
+        have returned, and everything is stopped. A graph that another thread still waits for then raises RuntimeError
+        there."""
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures.open)))
         self._closed = True
@@ -273,6 +274,7 @@ class Runtime(Executor):
     def _stop_when_done(self) -> None:
         wait_for_futures(list(self._futures.open.values()))
         self._stop()
+        self._futures.callbacks.join()
 
     def _stop(self) -> None:
         self._closed = True
@@ -280,6 +282,7 @@ class Runtime(Executor):
         with self._lock:
             clear_up = self._begin_afresh(RuntimeError("this Runtime was shut down while the graph ran"))
         clear_up()
+        self._futures.callbacks.close()
         self._threads.join()
         observe.unregister(self)
 

@@ -2,6 +2,7 @@
 
     jobs        the work and the values of each open job; ids; what a caller holds and sees (``Stored``, ``Observer``)
     futures     what ``submit`` gives out, and the job that all of them belong to
+    callbacks   the thread in which the callbacks of futures are called
     threads     the threads that serve slots
     host        what the processes lane asks for and reports
     interrupts  Ctrl-C waits while state is being changed

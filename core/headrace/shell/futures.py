@@ -6,6 +6,7 @@ its callbacks are foreign code: what a command asks for is appended to ``after``
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any
 from headrace.errors import UnpicklableError
 from headrace.sched import commands as c
 from headrace.sched import events as e
+from headrace.shell.callbacks import Callbacks
 from headrace.shell.jobs import Jobs, number_in_block
 from headrace.task import Call, Slotted, call_nested, map_nested
 
@@ -38,6 +40,13 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
             self._owner.post(e.TasksCancelled((self._task,)))
         return self.cancelled()
 
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Has ``fn(future)`` called once the future is done: in a thread of its own, where it may wait for other
+        futures, or at once if the future is done already."""
+        if not self.done():
+            fn = functools.partial(self._owner.callbacks.call, fn)
+        super().add_done_callback(fn)
+
     def __reduce__(self) -> Any:
         raise UnpicklableError(
             "a Future stays in its process: pass it as an argument to submit(), not inside an object"
@@ -57,6 +66,7 @@ class Futures:
         self._jobs = jobs
         self._lock = lock
         self.post = post
+        self.callbacks = Callbacks()
         self.open: dict[int, RuntimeFuture] = {}
         self.dropped: deque[int] = deque()
         """Tasks whose future nobody holds any more. A finalizer runs anywhere, even under the lock: it only appends."""
