@@ -26,13 +26,14 @@ KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 
 LAUNCH_GAIN_S = 0.15
 """A cold worker costs this much CPU time (start, imports); less expected gain than that is not worth it."""
-MOVE_BELOW = 1.6
+MOVE_BELOW = 2.0
 """A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
 too, and work in this process that is not measured here."""
 STARVED = 0.7
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
-RETEST_S = 1.0
-"""After so much work that was taken to hold the GIL, it is looked at again; twice as late each time it is confirmed."""
+RETEST_S = 2.0
+"""After so much work that was taken to hold the GIL, it is looked at again; four times as late each time it is
+confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
 
@@ -83,6 +84,8 @@ class Family:
         wall, cpu = span.wall_s, span.cpu_s
         if self.kind == HOLDS:
             self._doubt(wall)
+            if self.remote_s > MOVE_BELOW * self.wall_s:
+                self.remote_s *= 0.98  # it may have been a bad moment: every now and then one is sent to find out
         elif cpu >= 0.0:
             if solo:
                 self.solo_wall = 0.5 * self.solo_wall + wall
@@ -105,7 +108,7 @@ class Family:
         if self.held_s > self.retest_s:
             self.kind = FREE
             self.held_s = 0.0
-            self.retest_s *= 2.0
+            self.retest_s *= 4.0
             self.shared_wall = self.shared_cpu = 0.0
             self.shared_runs = 0
 
@@ -113,7 +116,11 @@ class Family:
         """Learns from a task that ran at a worker."""
         self._smooth(span.wall_s)
         cost = span.wall_s + span.transfer_s
-        self.remote_s = cost if self.remote_s == 0.0 else 0.75 * self.remote_s + 0.25 * cost
+        if self.remote_s > 0.0:
+            self.remote_s += (0.5 if cost < self.remote_s else 0.1) * (cost - self.remote_s)
+        else:
+            # The first one at a worker pays for what the worker has to import: nothing to judge the others by.
+            self.remote_s = min(cost, MOVE_BELOW * self.wall_s)
         if self.kind == UNKNOWN:
             self.kind = QUICK if self.wall_s < inline_below_s else FREE
 
