@@ -106,12 +106,14 @@ def _describe(state: dict[str, Any]) -> list[str]:
     for worker in state["workers"]:
         doing = f"runs {worker['runs']}" if worker["runs"] else "idle"
         doing = doing if worker["up"] else "is starting"
-        lines.append(f"  worker {worker['worker']} {doing}, {worker['queued']} queued, holds {worker['holds']} results")
+        process = f"worker {worker['worker']} (process {worker['pid']}, {worker['rss_bytes'] >> 20} MiB)"
+        lines.append(f"  {process} {doing}, {worker['queued']} queued, holds {worker['holds']} results")
     lines += [f"  {task['task']} is {task['state']}, waits for {task['for']}" for task in state["waiting"][:SHOWN]]
     hidden = len(state["waiting"]) - SHOWN
     if hidden > 0:
         lines.append(f"  and at least {hidden} more that wait")
-    lines += ["  store: " + ", ".join(f"{key} {value}" for key, value in place.items()) for place in state["store"]]
+    if store := state["store"]:
+        lines.append(f"  store: {store['values']} values published, {store['published_bytes'] >> 20} MiB shared")
     return lines
 
 

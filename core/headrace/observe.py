@@ -137,6 +137,7 @@ def status(
 ) -> dict[str, Any]:
     """What runs where, what each waiting task waits for, and what the store holds. Called under the runtime's lock."""
     tasks = list(islice(machine.tasks.values(), COUNTED_TASKS))
+    processes = {row["worker"]: row for row in lane.status()} if lane is not None else {}
     counts = dict.fromkeys(STATE_NAMES, 0)
     for task in tasks:
         counts[STATE_NAMES[task.state]] += 1
@@ -155,6 +156,8 @@ def status(
         "workers": [
             {
                 "worker": worker.id,
+                "pid": processes.get(worker.id, {}).get("pid"),
+                "rss_bytes": processes.get(worker.id, {}).get("rss_bytes", 0),
                 "up": worker.up,
                 "queued": len(worker.queue),
                 "runs": next((key_of(number) for number in worker.queue), None),
@@ -178,7 +181,7 @@ def status(
             }
             for f in machine.families.values()
         ][-SHOWN_TASKS:],
-        "store": lane.status() if lane is not None else [],
+        "store": lane.store_status() if lane is not None else {},
     }
 
 
@@ -274,14 +277,20 @@ def read_status(timeout_s: float = 1.0) -> list[dict[str, Any]]:
     """
     found = []
     for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
-        try:
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                path = f"/proc/{pid}/fd/{fd}"
+        for path in _descriptors(pid):
+            try:
                 if os.readlink(path).startswith(f"/memfd:{STATUS_NAME}"):
                     found += _read_page(path, timeout_s)
-        except OSError:
-            continue  # gone meanwhile, or another user's
+            except OSError:
+                continue  # closed meanwhile
     return found
+
+
+def _descriptors(pid: str) -> list[str]:
+    try:
+        return [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return []  # gone meanwhile, or another user's
 
 
 def _read_page(path: str, timeout_s: float) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from headrace import runtime, testing
+from headrace import observe, runtime, testing
+from headrace.cli import _describe
 from headrace.config import LANES, ConfigError
 from headrace.errors import InternalError
 from headrace.graph import Graph
@@ -335,6 +336,29 @@ def test_shutting_down_under_a_graph_ends_its_run(lane: str, tmp_path: Path) -> 
 def test_unknown_lane_is_refused() -> None:
     with Runtime() as rt, pytest.raises(ConfigError, match="threads"):
         rt.run(Graph(), lane="thread")
+
+
+def test_published_status_is_found_behind_descriptors_that_come_and_go() -> None:
+    below = os.open(os.devnull, os.O_RDONLY)
+    with Runtime(lane="inline", num_workers=1) as rt:
+        build = Build()
+        rt.run(build.wanting(build.call(testing.inc, 1)))
+        os.close(below)  # looking at the descriptors takes this number now, which is gone when it is looked at
+        testing.wait_until(lambda: any(state["pid"] == os.getpid() for state in observe.read_status()), "the status")
+
+
+def test_status_describes_workers_and_the_store() -> None:
+    build = Build()
+    parts = [build.call(testing.make_bytes, 1 << 20, n) for n in range(2)]
+    with Runtime(lane="processes", num_workers=1) as rt:
+        handles = rt.run(build.wanting(*parts), keep=True)
+        status = rt.status()
+        (worker,) = status["workers"]
+        assert worker["up"]
+        assert Path(f"/proc/{worker['pid']}").exists()
+        assert [handle.result()[0] for handle in handles] == [0, 1]
+        assert set(status["store"]) == {"published_bytes", "values", "segments"}
+        assert any(line.startswith(f"  worker 1 (process {worker['pid']}, ") for line in _describe(status))
 
 
 def test_status_says_what_runs_and_what_waits(tmp_path: Path) -> None:
