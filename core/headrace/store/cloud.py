@@ -10,6 +10,7 @@ from typing import Any
 import cloudpickle
 
 from headrace.store.hashes import forbid_hash
+from headrace.store.nans import PersistentId
 from headrace.store.pickling import dispatch_table, registered_reducers
 
 
@@ -24,8 +25,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
         return super().reducer_override(obj)
 
 
-def cloud_dumps(obj: object, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+def cloud_dumps(
+    obj: object, callback: Callable[[pickle.PickleBuffer], bool], persistent_id: PersistentId | None = None
+) -> bytes:
     """Pickles by value what cannot be imported; ``callback`` is that of protocol 5's buffers."""
     with io.BytesIO() as file:
-        _Pickler(file, callback).dump(obj)
+        pickler = _Pickler(file, callback)
+        if persistent_id is not None:
+            pickler.persistent_id = persistent_id
+        pickler.dump(obj)
         return file.getvalue()

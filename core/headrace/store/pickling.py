@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from headrace.errors import MustStayHere, UnpicklableError
 from headrace.store.arrays import reduce_array
+from headrace.store.nans import PersistentId, dump_by_name, shows_nan
 from headrace.store.sizes import estimate_size
 
 OUT_OF_BAND_FROM: Final = 4096
@@ -35,6 +36,11 @@ class Packed(NamedTuple):
 
     data: bytes
     buffers: list[memoryview]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the pickle and its buffers."""
+        return len(self.data) + sum([buffer.nbytes for buffer in self.buffers])
 
 
 def register_reducer(type: type | tuple[str, str], fn: Callable[[Any], Any]) -> None:
@@ -67,7 +73,7 @@ def pack(obj: Any, name: str = "") -> Packed:
     try:
         data = _dumps(obj, _collector(buffers))
         if not _needs_cloudpickle(data):
-            return Packed(data, buffers)
+            return _keep_nans(obj, Packed(data, buffers), _dumps) if shows_nan(data) else Packed(data, buffers)
     except MemoryError:
         raise
     except Exception:
@@ -76,7 +82,8 @@ def pack(obj: Any, name: str = "") -> Packed:
     from headrace.store.cloud import cloud_dumps
 
     try:
-        return Packed(cloud_dumps(obj, _collector(buffers)), buffers)
+        data = cloud_dumps(obj, _collector(buffers))
+        return _keep_nans(obj, Packed(data, buffers), cloud_dumps) if shows_nan(data) else Packed(data, buffers)
     except MemoryError:
         raise
     except Exception as error:
@@ -103,16 +110,32 @@ class _Bytes:
         return type(self.value), (pickle.PickleBuffer(self.value),)
 
 
-def _dumps(obj: Any, callback: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+def _dumps(
+    obj: Any, callback: Callable[[pickle.PickleBuffer], bool], persistent_id: PersistentId | None = None
+) -> bytes:
     if type(obj) in (bytes, bytearray) and len(obj) >= BYTES_OUT_OF_BAND_FROM:
         obj = _Bytes(obj)
-    if not _reducers and not _awaited and "numpy" not in sys.modules:
+    if not _reducers and not _awaited and not persistent_id and "numpy" not in sys.modules:
         return pickle.dumps(obj, 5, buffer_callback=callback)
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=callback)
+    if persistent_id is not None:
+        pickler.persistent_id = persistent_id  # type: ignore[method-assign]
     pickler.dispatch_table = dispatch_table()
     pickler.dump(obj)
     return file.getvalue()
+
+
+def _keep_nans(obj: Any, packed: Packed, dumps: Callable[..., bytes]) -> Packed:
+    def dump(persistent_id: PersistentId) -> Packed:
+        buffers: list[memoryview] = []
+        return Packed(dumps(obj, _collector(buffers), persistent_id), buffers)
+
+    named = dump_by_name(dump)
+    if named is None:
+        return packed
+    buffers: list[memoryview] = []
+    return Packed(pickle.dumps(named, 5, buffer_callback=_collector(buffers)), buffers)
 
 
 def registered_reducers() -> dict[type, Callable[[Any], Any]]:

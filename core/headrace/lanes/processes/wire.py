@@ -8,7 +8,7 @@
 
 An *op* is a tuple that begins with one of the codes below. Frames are marshalled, not pickled: they hold nothing but
 ints, floats, strings, bytes and tuples, marshal is twice as fast at these, and it calls nobody's code. What users made
-is inside as *parcels*: bytes that are unpickled later, one by one, where a failure can be laid to a task.
+is inside as *parcels* (parcels.py), which are unpickled later, one by one, where a failure can be laid to a task.
 
 The socketpair is inherited: no path, no listener, nobody else who could connect.
 """
@@ -26,11 +26,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
-Op: TypeAlias = tuple[Any, ...]
+from headrace.lanes.processes.parcels import Parcel
 
-Parcel: TypeAlias = Any
-"""A pickled value: its pickle; or that and its buffers; or that (``None``: the first buffer) and where the buffers lie:
-place, offset, length, sizes."""
+Op: TypeAlias = tuple[Any, ...]
 
 Record: TypeAlias = tuple[int, int, int, tuple[Any, ...] | None, Parcel | None, tuple[Any, ...], bool]
 """A task to run: id, base of its job, function's number, args if all are plain, else a parcel of (args, kwargs), holes,
@@ -204,6 +202,9 @@ def is_plain(args: Iterable[Any]) -> bool:
     """Whether marshal may carry all of these as they are."""
     for arg in args:
         kind = type(arg)
-        if kind not in PLAIN_TYPES and not ((kind is str or kind is bytes) and len(arg) <= 1024):
+        if kind in PLAIN_TYPES:
+            if arg != arg:  # a NaN may have to stay the very object that it is: see store/nans.py
+                return False
+        elif not ((kind is str or kind is bytes) and len(arg) <= 1024):
             return False
     return True

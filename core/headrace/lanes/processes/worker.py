@@ -37,10 +37,11 @@ from headrace.errors import UnpicklableError
 from headrace.lanes.processes import wire
 from headrace.lanes.processes.failures import describe_failure, format_traceback, must_stay
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
-from headrace.lanes.processes.holdings import Holdings, NotHereError, packed_bytes
+from headrace.lanes.processes.holdings import Holdings, NotHereError
 from headrace.lanes.processes.meter import Meter
+from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared
 from headrace.lanes.processes.surroundings import flush_output, follow_owner, raise_again, write_lines_at_once
-from headrace.lanes.processes.wire import Channel, Op, Parcel, Record
+from headrace.lanes.processes.wire import Channel, Op, Record
 from headrace.store.pickling import estimate_size, pack
 
 _SEND_EVERY_S: Final = 0.01
@@ -74,15 +75,6 @@ def main(socket_fd: int, page_fd: int, life_fd: int, place: int) -> NoReturn:
     worker = Worker(channel, page, place)
     worker.start(life_fd)
     worker.run()
-
-
-class _Unopened:
-    """A function as it came, not unpickled yet."""
-
-    __slots__ = ("parcel",)
-
-    def __init__(self, parcel: Parcel) -> None:
-        self.parcel = parcel
 
 
 class Worker:
@@ -180,7 +172,7 @@ class Worker:
         kwargs = None
         try:
             fn = self._functions[number]
-            if type(fn) is _Unopened:
+            if type(fn) is Unopened:
                 fn = self._open_function(number, fn)
             if parcel is not None:
                 args, kwargs = self._holdings.open(parcel)
@@ -202,7 +194,7 @@ class Worker:
         end_s = clock()
         cpu_s, width = self._meter.end(start_s, end_s)
         args = kwargs = None  # a result may be large: its inputs go before it is pickled
-        if type(value) in wire.PLAIN_TYPES:
+        if type(value) in wire.PLAIN_TYPES and value == value:  # no NaN
             self._holdings.store(task, value)
             span = (task, start_s, end_s - start_s, cpu_s, width, _PLAIN_BYTES, start_s - came_s)
             self._outbox.append((wire.RAN, span, wire.PLAIN, value))
@@ -216,12 +208,12 @@ class Worker:
             filled[position] = get(base + source) if type(source) is int else [get(base + s) for s in source]
         return filled
 
-    def _open_function(self, number: int, unopened: _Unopened) -> Any:
+    def _open_function(self, number: int, unopened: Unopened) -> Any:
         parcel = unopened.parcel
         try:
             fn = self._holdings.open(parcel)
         except BaseException as error:
-            if type(parcel) is tuple and len(parcel) == 5:
+            if is_shared(parcel):
                 # Its segment may be free by now. Others stay unopened: a missing module may be there next time.
                 self._functions[number] = functools.partial(raise_again, error)
             raise
@@ -238,7 +230,7 @@ class Worker:
                     how, sent = wire.PLAIN, value
                 else:
                     packed = pack(value, "result")
-                    size = packed_bytes(packed)
+                    size = packed.size_bytes
                     if size <= self._small_bytes:
                         how, sent = wire.PARCELLED, self._holdings.wrap(packed)
                     elif wanted:
@@ -354,7 +346,7 @@ class Worker:
         follow_owner(path, directory)
 
     def _receive_function(self, number: int, parcel: Parcel) -> None:
-        self._functions[number] = _Unopened(parcel)
+        self._functions[number] = Unopened(parcel)
 
     def _forget_functions(self, numbers: Sequence[int]) -> None:
         # In the order of the queue: tasks that use them may still be in it.
