@@ -210,11 +210,23 @@ def test_several_netcdf_files_at_once(lane: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(back.a.mean("t").compute(), (values * 2).mean(0))
 
 
+def reads_and_writes_lock_in_the_same_order() -> bool:
+    """Before 2026.9, xarray's combined locks are sets, whose order comes from addresses, and from what else is in
+    them: in some processes reading takes the locks of HDF5 and netCDF in one order, and writing in the other.
+    """
+    locks = importlib.import_module("xarray.backends.locks")
+    reading = importlib.import_module("xarray.backends.netCDF4_").NETCDF4_PYTHON_LOCK
+    writing = locks.combine_locks([reading, locks.get_write_lock("out.nc")])
+    return list(reading.locks) == [lock for lock in writing.locks if lock in reading.locks]
+
+
 def test_append_to_a_netcdf_file_that_others_have_open(lane: str, tmp_path: Path) -> None:
     """Reading and writing files of the same library at the same time."""
     np = pytest.importorskip("numpy")
     xr = pytest.importorskip("xarray")
     pytest.importorskip("netCDF4")
+    if not reads_and_writes_lock_in_the_same_order():
+        pytest.skip("this xarray deadlocks with itself in some processes, on any scheduler with threads")
     values = np.arange(10_000.0).reshape(100, 100)
     xr.Dataset({"a": (("y", "x"), values)}).to_netcdf(tmp_path / "in.nc")
     with xr.open_dataset(tmp_path / "in.nc", chunks={"y": 10}) as source:
