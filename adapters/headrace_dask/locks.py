@@ -9,7 +9,8 @@ The two locks that xarray has for the HDF5 and netCDF *libraries* are another ma
 process has for itself, so reading may go to other processes, each with its own. Writing holds a lock of the file too.
 
 Stores in memory. The disk shuffle of dask.dataframe buffers in a ``partd.Dict``, which pickles, as a copy: what a task
-appended to it elsewhere would be lost.
+appended to it elsewhere would be lost. fsspec's memory file system pickles too, as a reference to its class, and each
+process has files of its own in it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _stay_with_lock(lock: Any) -> Any:
 
 
 def _stay_with_data(store: Any) -> Any:
-    raise MustStayHere(f"a {type(store).__name__} of partd is a store in memory, so what holds it must stay there")
+    raise MustStayHere(f"a {type(store).__qualname__} keeps its data in this process, so what holds it must stay there")
 
 
 def _reduce_xarray_lock(lock: Any) -> Any:
@@ -51,4 +52,5 @@ for _kind in (SerializableLock, type(_thread.allocate_lock()), type(_thread.RLoc
     register_reducer(_kind, _stay_with_lock)
 register_reducer((_XARRAY, "SerializableLock"), _reduce_xarray_lock)
 register_reducer(("partd.dict", "Dict"), _stay_with_data)
+register_reducer(("fsspec.implementations.memory", "MemoryFileSystem"), _stay_with_data)
 shared_locks.install()

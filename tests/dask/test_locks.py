@@ -255,6 +255,23 @@ def test_store_in_memory_of_partd_stays_with_its_data(lane: str, how: str) -> No
     assert set(pids) == {os.getpid()}
 
 
+def test_memory_file_system_stays_with_its_files(lane: str) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+
+    def write(files: Any, number: int) -> int:
+        with files.open(f"/headrace/{number}", "wb") as file:
+            file.write(b"x")
+        return os.getpid()
+
+    try:
+        pids = get({i: Task(i, write, {"fs": files}, i) for i in range(20)}, list(range(20)))
+        assert len(files.ls("/headrace", detail=False)) == 20
+    finally:
+        files.rm("/headrace", recursive=True)
+    assert set(pids) == {os.getpid()}
+
+
 IMPORTED_BY_A_TASK = """
 import sys, threading
 from dask._task_spec import Task, TaskRef
