@@ -107,14 +107,20 @@ def test_a_scheduler_that_returns_the_wrong_thing_is_found(graphs: str) -> None:
     assert report.workloads[f"{graphs}:chain"].cells["users_graphs:get_nothing"].equality == "different"
 
 
-def test_a_slow_one_is_not_repeated_when_its_median_would_tell_no_more(
-    graphs: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("headrace_dask.bench.runner.HOPELESS_S", 0.0)
-    monkeypatch.setattr("headrace_dask.bench.runner.HOPELESS_TIMES", 1.0)
-    record = run(graphs, "chain", repeats=2).workloads[f"{graphs}:chain"]
+def test_a_slow_one_is_not_repeated_when_its_median_would_tell_no_more(graphs: str) -> None:
+    workloads = [own_graph(f"{graphs}:chain")]
+    plan = Plan(TWO, workloads, own=True, repeats=2, starts=0, hopeless_s=0.0, hopeless_times=1.0)
+    record = Runner(plan).run().workloads[f"{graphs}:chain"]
     assert sorted(len(cell.seconds) for cell in record.cells.values()) == [0, 2]
     assert all(cell.value_s > 0 for cell in record.cells.values())
+
+
+def test_past_its_budget_a_workload_is_repeated_only_once(graphs: str) -> None:
+    workloads = [own_graph(f"{graphs}:chain")]
+    record = (
+        Runner(Plan(TWO, workloads, own=True, repeats=3, starts=0, budget_s=0.0)).run().workloads[f"{graphs}:chain"]
+    )
+    assert [len(cell.seconds) for cell in record.cells.values()] == [1, 1]
 
 
 @pytest.mark.timeout(300)

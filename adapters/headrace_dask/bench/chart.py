@@ -127,7 +127,7 @@ def _frame(axes: Axes, report: Report, records: list[WorkloadRecord], farthest: 
     axes.figure.suptitle(headline, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     axes.set_title(
         f"{machine['cores']} cores, {machine['cpu']}; Python {versions['python']}, dask {versions.get('dask', '?')}; "
-        f"medians of {report.options['repeats']}",
+        f"medians of up to {report.options['repeats']}",
         fontsize=8.5,
         color="#555555",
     )

@@ -9,8 +9,10 @@ from headrace_dask.bench.runner import Plan
 from headrace_dask.bench.schedulers import AUTO, LANES, PEERS, STOCK, is_installed, is_known
 from headrace_dask.bench.workloads import QUICK, Workload, own_graph, select
 
-QUICK_MEMORY = frozenset({"arrays16", "flights"})
-SOME_MEMORY = QUICK_MEMORY | {"array400mb", "matmul", "shuffle20", "joins", "images"}
+QUICK_BUDGET_S = 130.0
+"""Leaves some of three minutes for the measurement of starts."""
+QUICK_MEMORY = frozenset({"arrays16"})
+SOME_MEMORY = QUICK_MEMORY | {"array400mb", "flights", "matmul", "shuffle20", "joins", "images"}
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -24,9 +26,12 @@ def make_plan(options: argparse.Namespace) -> Plan:
         workloads=workloads,
         own=own,
         repeats=options.repeats if options.repeats is not None else 3 if options.quick else 5,
-        bound_s=options.bound or (25.0 if options.quick else 60.0),
+        bound_s=options.bound or (15.0 if options.quick else 60.0),
         memory=_memory(options, workloads),
         starts=0 if own else 1 if options.quick else 5,
+        hopeless_s=1.0 if options.quick else 3.0,
+        hopeless_times=2.0 if options.quick else 10.0,
+        budget_s=QUICK_BUDGET_S if options.quick else float("inf"),
     )
 
 

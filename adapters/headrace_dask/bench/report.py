@@ -95,7 +95,7 @@ class Terminal:
         self.line()
         machine = report.machine
         self.line(
-            f"Median of {report.options['repeats']} runs after a first one, dask's optimisation included, "
+            f"Median of up to {report.options['repeats']} runs after a first one, dask's optimisation included, "
             f"on {machine['cores']} cores of {machine['cpu']}."
         )
         if AUTO in report.schedulers:
@@ -104,7 +104,7 @@ class Terminal:
             )
         marks = {cell.equality for record in report.workloads.values() for cell in record.cells.values()}
         if "close" in marks:
-            self.line("~ equal within rounding (BLAS adds in another order when it has fewer threads).")
+            self.line("~ equal but for rounding: sums in another order, as when BLAS has another number of threads.")
         if "different" in marks:
             self.line("≠ a DIFFERENT RESULT: the time does not count.")
         if machine.get("busy_with_others", 0) > 0.1:

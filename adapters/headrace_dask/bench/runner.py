@@ -22,8 +22,6 @@ from headrace_dask.bench.workloads import Workload
 
 PREPARE_LIMIT_S = 300.0
 START_LIMIT_S = 60.0
-HOPELESS_S, HOPELESS_TIMES = 3.0, 10.0
-"""A first run that took this long, and this many times the fastest, is not repeated: its median would tell no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,10 @@ class Plan:
         bound_s: seconds for one run; more is shown as exceeded.
         memory: names of the workloads whose memory is measured.
         starts: how many fresh processes show each scheduler's start; 0: none.
+        hopeless_s, hopeless_times: a first run that took this long, and this many times the fastest one, is not
+            repeated: its median would tell no more.
+        budget_s: for all workloads together. One that is behind an even pace towards it gets one repeat and no memory
+            figure, so that an abridged run stays short on a slow or busy machine.
     """
 
     schedulers: Sequence[str]
@@ -47,6 +49,9 @@ class Plan:
     bound_s: float = 60.0
     memory: frozenset[str] = frozenset()
     starts: int = 3
+    hopeless_s: float = 3.0
+    hopeless_times: float = 10.0
+    budget_s: float = float("inf")
 
 
 @dataclass(slots=True)
@@ -79,9 +84,10 @@ class Runner:
     listener: Listener = field(default_factory=Listener)
     _children: dict[str, ChildProcess] = field(default_factory=dict)
     _unusable: dict[str, Cell] = field(default_factory=dict)
+    _began_s: float = 0.0
 
     def run(self) -> Report:
-        began, others = perf_counter(), OthersMeter()
+        self._began_s, others = perf_counter(), OthersMeter()
         plan = self.plan
         options = {"repeats": plan.repeats, "bound_s": plan.bound_s, "starts": plan.starts}
         report = Report(describe_machine(), describe_versions(), options, list(plan.schedulers))
@@ -94,7 +100,7 @@ class Runner:
                 self.listener.row(report.workloads[workload.name])
             self._close_all()
             report.starts = self._measure_starts()
-            report.took_s = perf_counter() - began
+            report.took_s = perf_counter() - self._began_s
             report.machine["busy_with_others"] = others.share()
         finally:
             for child in self._children.values():
@@ -113,21 +119,28 @@ class Runner:
         record.cells = {name: self._unusable.get(name) or Cell() for name in self.plan.schedulers}
         reference = Reference(workload.rtol)
         for repeat in range(self.plan.repeats + 1):
+            if repeat > 1 and self._is_late(workload):
+                break
             for scheduler in self._still_on(record, repeat):
                 self.listener.now(f"{workload.name}: {scheduler}, {f'repeat {repeat}' if repeat else 'first run'}")
                 self._run_once(workload, scheduler, record, reference, repeat)
         record.reference = reference.scheduler
         self._ask_dasks_share(record)
-        if workload.name in self.plan.memory:
+        if workload.name in self.plan.memory and not self._is_late(workload):
             self._measure_memory(workload, record)
         return record
+
+    def _is_late(self, workload: Workload) -> bool:
+        """True if the workloads up to this one have used more than their part of the budget."""
+        part = (self.plan.workloads.index(workload) + 1) / len(self.plan.workloads)
+        return perf_counter() - self._began_s > part * self.plan.budget_s
 
     def _still_on(self, record: WorkloadRecord, repeat: int) -> list[str]:
         usable = {name: cell for name, cell in record.cells.items() if cell.status == "ok"}
         if repeat == 0:
             return list(usable)
         fastest_s = min((cell.first_s for cell in usable.values()), default=0.0)
-        limit_s = max(HOPELESS_S, HOPELESS_TIMES * fastest_s)
+        limit_s = max(self.plan.hopeless_s, self.plan.hopeless_times * fastest_s)
         return [name for name, cell in usable.items() if cell.first_s <= limit_s]
 
     def _run_once(
