@@ -12,5 +12,5 @@ In a worker's process::
     holdings     the values it has                                     meter      CPU time of tasks
     surroundings search path, working directory, output
 
-Between them: ``wire`` (codes, records, the channel) and ``failures`` (how exceptions travel).
+Between them: ``wire`` (codes, records, the channel), ``parcels`` (how values travel) and ``failures`` (exceptions).
 """

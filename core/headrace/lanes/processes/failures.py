@@ -13,7 +13,8 @@ import builtins
 from typing import TypeAlias
 
 from headrace.errors import MustStayHere, RemoteTraceback
-from headrace.store.pickling import pack, unpack
+from headrace.lanes.processes.parcels import open_whole
+from headrace.store.pickling import pack
 
 Failure: TypeAlias = tuple["tuple[bytes, list[bytes]] | None", str, str, list[str], str, str]
 
@@ -77,8 +78,7 @@ def format_traceback(error: BaseException, skip_frames: int = 0) -> str:
 
 
 def _load(pickled: tuple[bytes, list[bytes]]) -> BaseException:
-    data, buffers = pickled
-    error = unpack(data, [bytearray(buffer) for buffer in buffers])
+    error = open_whole(pickled)
     if not isinstance(error, BaseException):
         raise TypeError(f"it became a {type(error).__name__} when unpickled")
     return error

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
-from headrace.lanes.processes.holdings import packed_bytes
 from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import Packed, pack
 
@@ -56,7 +55,7 @@ class Functions:
             if known is None:
                 known = self._next, packed
                 self._next += 1
-                self._bytes += packed_bytes(packed)
+                self._bytes += packed.size_bytes
                 if not packed.buffers:
                     self._known[packed.data] = known
             while job not in self._jobs and len(self._jobs) >= _MOST_JOBS:

@@ -9,15 +9,14 @@ when it is dropped unread; a value that was dropped while its task was still to 
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from headrace.lanes.processes.wire import Parcel
-from headrace.store.pickling import Packed, pack, unpack
+from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared, open_parcel, wrap
+from headrace.store.pickling import Packed, pack
 from headrace.store.segments import Arena, Atlas
 
 _MISSING: Final = object()
@@ -25,15 +24,6 @@ _MISSING: Final = object()
 
 class NotHereError(Exception):
     """A task needs a value that this worker does not hold: the task that makes it has failed or was taken back."""
-
-
-class _Unopened:
-    """A value as it came, not unpickled yet."""
-
-    __slots__ = ("parcel",)
-
-    def __init__(self, parcel: Parcel) -> None:
-        self.parcel = parcel
 
 
 class _Broken:
@@ -82,12 +72,12 @@ class Holdings:
         """Keeps what the owner sent: a value, or the parcel of one."""
         with self._lock:
             self._replace(task)
-            self._values[task] = value if plain else _Unopened(value)
+            self._values[task] = value if plain else Unopened(value)
 
     def _replace(self, task: int) -> None:
         """A value comes again: a copy was here, and now its task has run here, for example."""
         before = self._values.get(task)
-        if type(before) is _Unopened:
+        if type(before) is Unopened:
             self._answer(before.parcel)
 
     def get(self, task: int) -> Any:
@@ -99,7 +89,7 @@ class Holdings:
         """
         value = self._values.get(task, _MISSING)
         kind = type(value)
-        if kind is _Unopened:
+        if kind is Unopened:
             return self._open_value(task, value)
         if value is _MISSING:
             raise NotHereError(task)
@@ -107,7 +97,7 @@ class Holdings:
             raise value.error
         return value
 
-    def _open_value(self, task: int, unopened: _Unopened) -> Any:
+    def _open_value(self, task: int, unopened: Unopened) -> Any:
         with self._lock:
             # Whoever takes it out of the dict answers for its segment.
             if self._values.get(task) is not unopened:
@@ -127,21 +117,7 @@ class Holdings:
 
     def open(self, parcel: Parcel) -> Any:
         """Unpickles a parcel. The answer to its sending is taken care of, also if this raises."""
-        if type(parcel) is bytes:
-            return unpack(parcel)
-        if len(parcel) == 2:
-            data, buffers = parcel
-            return unpack(data, [bytearray(buffer) for buffer in buffers])
-        data, place, offset, length, sizes = parcel
-        report = functools.partial(self.closed.append, (place, offset))
-        try:
-            views = self._atlas.map(place, offset, length, sizes, report)
-        except BaseException:
-            report()
-            raise
-        if data is None:
-            data = views.pop(0)
-        return unpack(data, views)
+        return open_parcel(parcel, self._atlas, self.closed)
 
     def drop(self, tasks: Iterable[int], to_come: Callable[[int], bool]) -> None:
         """Forgets values, also of tasks that are still ``to_come``."""
@@ -150,7 +126,7 @@ class Holdings:
             for task in tasks:
                 value = self._values.pop(task, _MISSING)
                 gone.append(value)
-                if type(value) is _Unopened:
+                if type(value) is Unopened:
                     self._answer(value.parcel)
                 elif value is _MISSING and to_come(task):
                     self._unwanted.add(task)
@@ -161,7 +137,7 @@ class Holdings:
             self._unwanted.difference_update(tasks)
 
     def _answer(self, parcel: Parcel) -> None:
-        if type(parcel) is not bytes and len(parcel) == 5:
+        if is_shared(parcel):
             self.closed.append((parcel[1], parcel[2]))
 
     def publish(self, task: int) -> tuple[Parcel, bool]:
@@ -187,23 +163,17 @@ class Holdings:
 
     def wrap(self, packed: Packed) -> Parcel:
         """Makes a parcel: small ones whole, large ones in the arena."""
-        data, buffers = packed
-        if packed_bytes(packed) <= self._small_bytes:
-            return (data, [bytes(buffer) for buffer in buffers]) if buffers else data
-        arena = self._open_arena()
-        if len(data) > self._small_bytes:
-            return (None, self._place, *arena.put([memoryview(data), *buffers]))
-        return (data, self._place, *arena.put(buffers))
+        return wrap(packed, self._small_bytes, self._place, self._open_arena)
 
     def _exchange(self, task: int, packed: Packed, parcel: Parcel) -> bool:
         """Reads a published value from shared memory from now on, if most of it is buffers: one copy less is alive."""
-        if len(parcel) != 5 or packed_bytes(packed) > 2 * (packed_bytes(packed) - len(packed.data)):
+        if not is_shared(parcel) or packed.size_bytes > 2 * (packed.size_bytes - len(packed.data)):
             return False
         with self._lock:
             if task not in self._values:
                 return False
             before = self._values[task]
-            self._values[task] = _Unopened(parcel)
+            self._values[task] = Unopened(parcel)
         del before
         return True
 
@@ -231,8 +201,3 @@ class Holdings:
         """Gives memory that is not in use back to the system."""
         if self._arena is not None:
             self._arena.trim()
-
-
-def packed_bytes(packed: Packed) -> int:
-    """Bytes of a pickled value, its buffers included."""
-    return len(packed.data) + sum([buffer.nbytes for buffer in packed.buffers])

@@ -17,11 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from headrace.lanes.processes.holdings import packed_bytes
-from headrace.lanes.processes.wire import Parcel
+from headrace.lanes.processes.parcels import Parcel, is_shared, open_parcel, whole, wrap
 from headrace.sched.events import HERE
 from headrace.store.ledger import Ledger
-from headrace.store.pickling import Packed, pack, unpack
+from headrace.store.pickling import Packed, pack
 from headrace.store.segments import Arena, Atlas
 
 _TRIM_AFTER_TURNS: Final = 10
@@ -84,8 +83,8 @@ class Publications:
 
     def lend(self, packed: Packed, reader: int) -> Parcel:
         """Makes a parcel that is sent to one reader once and belongs to no task, like the arguments of a call."""
-        if packed_bytes(packed) <= self._small_bytes:
-            return inline(packed)
+        if packed.size_bytes <= self._small_bytes:
+            return whole(packed)
         with self._lock:
             parcel = self._wrap(packed)
             self._send(parcel, reader)
@@ -102,19 +101,15 @@ class Publications:
             return parcel
 
     def _wrap(self, packed: Packed) -> Parcel:
-        data, buffers = packed
-        if packed_bytes(packed) <= self._small_bytes:
-            return inline(packed)
+        parcel = wrap(packed, self._small_bytes, HERE, self._open_arena)
+        self._register(parcel)
+        return parcel
+
+    def _open_arena(self) -> Arena:
         if self._arena is None:
             self._arena = Arena(HERE)
             self.attach(HERE, os.dup(self._arena.fd))
-        parcel: Parcel
-        if len(data) > self._small_bytes:
-            parcel = (None, HERE, *self._arena.put([memoryview(data), *buffers]))
-        else:
-            parcel = (data, HERE, *self._arena.put(buffers))
-        self._register(parcel)
-        return parcel
+        return self._arena
 
     def _register(self, parcel: Parcel) -> int | None:
         if not is_shared(parcel):
@@ -153,29 +148,12 @@ class Publications:
         with self._lock:
             parcel = self._parcels[task][1]
             self._send(parcel, HERE)
-        value = self._open(parcel)
+        value = open_parcel(parcel, self._atlas, self._closed_here)
         try:
             self._loaded[task] = value
         except TypeError:
             pass  # not all types can be cached as long as somebody holds them: ints, tuples, lists
         return value
-
-    def _open(self, parcel: Parcel) -> Any:
-        if type(parcel) is bytes:
-            return unpack(parcel)
-        if len(parcel) == 2:
-            return unpack(parcel[0], [bytearray(buffer) for buffer in parcel[1]])
-        data, place, offset, length, sizes = parcel
-        # Called by the garbage collector at any moment, also while this thread holds the lock: it only appends.
-        closed = self._closed_here
-        try:
-            views = self._atlas.map(place, offset, length, sizes, lambda: closed.append((place, offset)))
-        except BaseException:
-            closed.append((place, offset))
-            raise
-        if data is None:
-            data = views.pop(0)
-        return unpack(data, views)
 
     # --- letting go ---------------------------------------------------------------------------------------------------
 
@@ -283,13 +261,3 @@ class Publications:
             self._parcels.clear()
             if self._arena is not None:
                 self._arena.close()
-
-
-def is_shared(parcel: Parcel) -> bool:
-    """Whether its buffers lie in shared memory."""
-    return type(parcel) is tuple and len(parcel) == 5
-
-
-def inline(packed: Packed) -> Parcel:
-    """A parcel that holds everything itself."""
-    return (packed.data, [bytes(buffer) for buffer in packed.buffers]) if packed.buffers else packed.data

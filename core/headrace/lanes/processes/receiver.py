@@ -10,9 +10,10 @@ from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
 from headrace.lanes.processes import wire
 from headrace.lanes.processes.failures import revive_failure
 from headrace.lanes.processes.host import Host
+from headrace.lanes.processes.parcels import Parcel, open_whole
 from headrace.lanes.processes.peer import HELD, Peer
 from headrace.lanes.processes.publications import Publications
-from headrace.lanes.processes.wire import Op, Parcel
+from headrace.lanes.processes.wire import Op
 from headrace.sched.events import (
     Span,
     TaskRaised,
@@ -22,7 +23,6 @@ from headrace.sched.events import (
     WorkerRan,
     WorkerStarted,
 )
-from headrace.store.pickling import unpack
 
 LEAVE_WITHIN_S: Final = 5.0
 """A worker that was told to stop is killed if it takes longer: a task may have left something that never ends."""
@@ -57,7 +57,7 @@ class Receiver:
                 task = span[0]
                 if how == wire.PARCELLED:
                     try:
-                        value = open_inline(value)
+                        value = open_whole(value)
                     except BaseException as error:
                         self._host.fail(task, error)
                         failed.append(task)
@@ -119,11 +119,3 @@ class Receiver:
         for task in tasks:
             peer.at.pop(task, None)
         self._host.post(TasksRevoked(peer.number, tasks))
-
-
-def open_inline(parcel: Parcel) -> Any:
-    """Unpickles a parcel that came whole."""
-    if type(parcel) is bytes:
-        return unpack(parcel)
-    data, buffers = parcel
-    return unpack(data, [bytearray(buffer) for buffer in buffers])

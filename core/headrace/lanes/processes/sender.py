@@ -16,11 +16,11 @@ from headrace.errors import UnpicklableError
 from headrace.lanes.processes import wire
 from headrace.lanes.processes.failures import must_stay
 from headrace.lanes.processes.functions import Functions
-from headrace.lanes.processes.holdings import packed_bytes
 from headrace.lanes.processes.host import Host
+from headrace.lanes.processes.parcels import Parcel, is_shared, whole
 from headrace.lanes.processes.peer import HELD, SENT, Order, Peer
-from headrace.lanes.processes.publications import Publications, inline, is_shared
-from headrace.lanes.processes.wire import Op, Parcel, Record
+from headrace.lanes.processes.publications import Publications
+from headrace.lanes.processes.wire import Op, Record
 from headrace.sched.events import HERE, Event, TaskRaised, TasksRevoked, TaskUnpicklable, ValuePublished
 from headrace.store.pickling import Packed, pack
 
@@ -189,8 +189,8 @@ class Sender:
                 peer.at[task] = HELD
                 return
             packed = pack(value, f"value of {self._host.key_of(task)}")
-            if packed_bytes(packed) <= self._small_bytes:
-                parcel = inline(packed)
+            if packed.size_bytes <= self._small_bytes:
+                parcel = whole(packed)
             else:
                 self._publications.publish_here(task, value, packed)
                 parcel = self._publications.send(task, peer.number)

@@ -1,0 +1,76 @@
+"""Parcels: pickled values as they travel between processes, in one of three forms::
+
+    data                                    bytes: a pickle with nothing out of band
+    (data, buffers)                         a pickle and its buffers, all in the message ("whole", like the first form)
+    (data, place, offset, length, sizes)    a pickle whose buffers lie in shared memory ("shared"); with None for the
+                                            pickle, that is the first of the buffers
+
+Every sending of a shared parcel is answered once, when the receiver does not read its segment any more: here that means
+that (place, offset) is appended to a ``deque``, for somebody else to report.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from headrace.store.pickling import Packed, unpack
+from headrace.store.segments import Arena, Atlas
+
+Parcel: TypeAlias = Any
+
+
+class Unopened:
+    """A value as it came, not unpickled yet: what goes wrong in that is the failure of the task that asks for it."""
+
+    __slots__ = ("parcel",)
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.parcel = parcel
+
+
+def is_shared(parcel: Parcel) -> bool:
+    """Whether its buffers lie in shared memory."""
+    return type(parcel) is tuple and len(parcel) == 5
+
+
+def whole(packed: Packed) -> Parcel:
+    """A parcel that holds everything itself."""
+    return (packed.data, [bytes(buffer) for buffer in packed.buffers]) if packed.buffers else packed.data
+
+
+def wrap(packed: Packed, small_bytes: int, place: int, arena: Callable[[], Arena]) -> Parcel:
+    """A parcel for any reader: whole up to ``small_bytes``, else with its buffers in the arena of this place."""
+    if packed.size_bytes <= small_bytes:
+        return whole(packed)
+    data, buffers = packed
+    if len(data) > small_bytes:
+        return (None, place, *arena().put([memoryview(data), *buffers]))
+    return (data, place, *arena().put(buffers))
+
+
+def open_whole(parcel: Parcel) -> Any:
+    """Unpickles a parcel that is not shared."""
+    if type(parcel) is bytes:
+        return unpack(parcel)
+    data, buffers = parcel
+    return unpack(data, [bytearray(buffer) for buffer in buffers])
+
+
+def open_parcel(parcel: Parcel, atlas: Atlas, closed: deque[tuple[int, int]]) -> Any:
+    """Unpickles any parcel. The answer to its sending comes to stand in ``closed``, also if this raises."""
+    if not is_shared(parcel):
+        return open_whole(parcel)
+    data, place, offset, length, sizes = parcel
+    # Called by the garbage collector at any moment, also while this thread holds a lock: it only appends.
+    report = functools.partial(closed.append, (place, offset))
+    try:
+        views = atlas.map(place, offset, length, sizes, report)
+    except BaseException:
+        report()
+        raise
+    if data is None:
+        data = views.pop(0)
+    return unpack(data, views)
