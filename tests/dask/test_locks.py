@@ -265,7 +265,7 @@ def test_memory_file_system_stays_with_its_files(lane: str) -> None:
         return os.getpid()
 
     try:
-        pids = get({i: Task(i, write, {"fs": files}, i) for i in range(20)}, list(range(20)))
+        pids = get({i: Task(i, write, files, i) for i in range(20)}, list(range(20)))
         assert len(files.ls("/headrace", detail=False)) == 20
     finally:
         files.rm("/headrace", recursive=True)
