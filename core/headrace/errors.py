@@ -93,6 +93,9 @@ class WorkerDied(HeadraceError, RuntimeError):
 class InternalError(HeadraceError):
     """An invariant of Headrace broke. This is a bug: please report it with the message."""
 
+    def __str__(self) -> str:
+        return f"{super().__str__()} (this is a bug of Headrace: please report it)"
+
 
 class RemoteTraceback(Exception):
     """Carries the text of a traceback from a worker process, as the cause of the user's exception."""

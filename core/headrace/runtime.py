@@ -33,7 +33,6 @@ from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Job, Jobs, Observer, Stored
 from headrace.shell.processes import Processes
 from headrace.shell.threads import SlotThreads
-from headrace.task import run_call
 
 EXIT_TIMEOUT_S = 1.0
 
@@ -216,7 +215,7 @@ class Runtime(Executor):
             if failure.deaths:
                 raise job.death(index, failure.deaths)
             if rerun:
-                self._recompute(job, index)
+                job.recompute(index)
             error = job.errors[index]
         finally:
             self._collected(job)
@@ -224,18 +223,6 @@ class Runtime(Executor):
             raise error
         finally:
             del error
-
-    def _recompute(self, job: Job, index: int) -> None:
-        """Runs a task again in this thread, and before it whatever it needs that is not here any more."""
-        stack = [index]
-        while stack:
-            missing = [dep for dep in job.deps[stack[-1]] if dep not in job.values]
-            if missing:
-                stack.extend(missing)
-                continue
-            current = stack.pop()
-            if current == index or current not in job.values:
-                job.values[current] = run_call(job.calls[current], job.values)
 
     def _collected(self, job: Job) -> None:
         """The caller has taken what it wants: forget the job."""
@@ -280,7 +267,8 @@ class Runtime(Executor):
         self._closed = True
         self._threads.stop_watching()
         with self._lock:
-            clear_up = self._begin_afresh(RuntimeError("this Runtime was shut down while the graph ran"))
+            advice = "let it finish before you call shutdown() or leave the with block"
+            clear_up = self._begin_afresh(RuntimeError(f"this Runtime was shut down while the graph ran; {advice}"))
         clear_up()
         self._futures.callbacks.close()
         self._threads.join()
@@ -336,7 +324,7 @@ class Runtime(Executor):
 
     def _crash(self, error: BaseException) -> None:
         """An invariant broke. Every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
-        report = InternalError(f"the scheduler broke; this is a bug of Headrace: {error!r}")
+        report = InternalError(f"the scheduler broke: {error!r}")
         report.__cause__ = error
         clear_up = self._begin_afresh(report)
         threading.Thread(target=clear_up, name="headrace-crash", daemon=True).start()

@@ -21,6 +21,7 @@ from headrace.errors import WorkerDied
 from headrace.graph import Graph
 from headrace.sched.events import Span
 from headrace.sched.machine import FUTURES
+from headrace.task import run_call
 
 BLOCK_BITS = 20
 _INDEX_MASK = (1 << BLOCK_BITS) - 1
@@ -107,6 +108,18 @@ class Job:
         """The error of a task that was given up."""
         reason, rss_bytes = self.obituaries.get(index, ("gone before it was ready", 0))
         return WorkerDied(self.key(index), deaths, reason, rss_bytes)
+
+    def recompute(self, index: int) -> None:
+        """Runs a task again in this thread, and before it whatever it needs that is not here any more."""
+        stack = [index]
+        while stack:
+            missing = [dep for dep in self.deps[stack[-1]] if dep not in self.values]
+            if missing:
+                stack.extend(missing)
+                continue
+            current = stack.pop()
+            if current == index or current not in self.values:
+                self.values[current] = run_call(self.calls[current], self.values)
 
     # ---- those who watch: the observer, told in the caller's thread, and the timelines being recorded
 
