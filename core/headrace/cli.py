@@ -93,7 +93,11 @@ def _status(arguments: Sequence[str]) -> int:
     else:
         width = shutil.get_terminal_size((10_000, 0)).columns  # piped, lines are whole
         for state in states:
-            print("\n".join(line[:width] for line in _describe(state)))
+            try:
+                lines = _describe(state)
+            except (KeyError, TypeError):  # published by a process with another version of Headrace
+                lines = [f"process {state['pid']}: runs another version of Headrace; try --json"]
+            print("\n".join(line[:width] for line in lines))
     return 0
 
 

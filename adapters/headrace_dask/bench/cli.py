@@ -67,13 +67,12 @@ def _parser(workloads: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from headrace_dask.bench.chart import draw, need_matplotlib
     from headrace_dask.bench.plans import make_plan
     from headrace_dask.bench.report import Terminal
     from headrace_dask.bench.runner import Listener, Runner
 
     if options.chart:
-        from headrace_dask.bench.chart import draw, need_matplotlib
-
         need_matplotlib()  # now, and not after minutes of measuring
     plan = make_plan(options)
     for path in filter(None, (options.json, options.chart)):

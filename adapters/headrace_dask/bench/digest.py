@@ -113,8 +113,8 @@ def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
     flat = np.ascontiguousarray(array).ravel()
     sha.update(flat.view(np.uint8).data)
     if array.dtype.kind == "c":
-        flat = flat.view(flat.real.dtype)
-    if array.dtype.kind in "fc":
+        leaves += [_numbers(flat.real.astype(np.float64)), _numbers(flat.imag.astype(np.float64))]
+    elif array.dtype.kind == "f":
         leaves.append(_numbers(flat.astype(np.float64)))
     else:
         leaves.append(hashlib.sha256(flat.view(np.uint8).data).hexdigest())
