@@ -3,7 +3,7 @@
 Invariant: every dependency of task ``i`` has an index below ``i``. So an index is a priority, any prefix can run from
 left to right, and no cycle can be expressed. The order is a depth-first postorder from the outputs: it finishes what it
 has begun before it opens something new, which keeps few intermediate results alive, and costs about a tenth of
-``dask.order`` (6 to 11 µs a task, PEERS).
+``dask.order`` (6 to 11 µs a task).
 """
 
 from __future__ import annotations

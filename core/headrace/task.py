@@ -1,7 +1,7 @@
 """A call: one task's work as plain data that every lane can run and every process can unpickle.
 
 A call is a plain tuple, not a class, because graphs of a million tasks are built, pickled and run of them and a
-tuple is the cheapest thing for all three (PEERS: a prototype of tuples ran at 5 µs a task over a socket).
+tuple is the cheapest thing for all three (a prototype of tuples ran at 5 µs a task over a socket).
 """
 
 from __future__ import annotations

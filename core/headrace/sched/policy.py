@@ -1,7 +1,7 @@
 """What is measured of a family of tasks, and what follows from it for where its tasks run.
 
-No scheduler in the field chooses for the user, and each is the wrong choice for half of the workloads (PEERS.md). A
-family (a dask key prefix, a function) is one of five kinds, learned from the spans of the tasks that have run:
+No scheduler in the field chooses for the user, and each is the wrong choice for half of the workloads. A family
+(a dask key prefix, a function) is one of five kinds, learned from the spans of the tasks that have run:
 
 ========  ===========================================================  =========================================
 kind      how it is recognised                                         where it runs

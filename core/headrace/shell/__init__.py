@@ -4,7 +4,8 @@
     futures     what ``submit`` gives out, and the job that all of them belong to
     callbacks   the thread in which the callbacks of futures are called
     threads     the threads that serve slots
-    host        what the processes lane asks for and reports
+    processes   the processes lane, from the first launch to the end
+    host        what that lane asks for and reports
     interrupts  Ctrl-C waits while state is being changed
 
 Nothing here decides where or when a task runs (``sched`` does), and nothing here knows the machine: the parts get a

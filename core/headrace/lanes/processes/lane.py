@@ -133,14 +133,6 @@ class ProcessLane:
         """
         return self._publications.load(task)
 
-    def publish_here(self, task: int, value: Any) -> None:
-        """Puts a value of this process where workers can read it; :meth:`flush` does it by itself when there is need.
-
-        Raises:
-            UnpicklableError: it cannot be pickled.
-        """
-        self._publications.publish_here(task, value)
-
     def release(self, tasks: Iterable[int]) -> None:
         """Forgets publications and the workers' copies of these; memory is used again once nobody reads it."""
         tasks = list(tasks)

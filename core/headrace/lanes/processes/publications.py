@@ -20,7 +20,7 @@ from typing import Any, Final
 from headrace.lanes.processes.parcels import Parcel, is_shared, open_parcel, whole, wrap
 from headrace.sched.events import HERE
 from headrace.store.ledger import Ledger
-from headrace.store.pickling import Packed, pack
+from headrace.store.pickling import Packed
 from headrace.store.segments import Arena, Atlas
 
 _TRIM_AFTER_TURNS: Final = 10
@@ -56,16 +56,15 @@ class Publications:
 
     # --- publishing ---------------------------------------------------------------------------------------------------
 
-    def publish_here(self, task: int, value: Any, packed: Packed | None = None) -> None:
+    def publish_here(self, task: int, packed: Packed) -> None:
         """Puts a value of the owner's where workers can read it, once.
 
         Raises:
-            UnpicklableError: it cannot be pickled.
             MemoryError: there is no room.
         """
         with self._lock:
             if task not in self._parcels:
-                self._parcels[task] = HERE, self._wrap(packed if packed is not None else pack(value))
+                self._parcels[task] = HERE, self._wrap(packed)
 
     def published(self, task: int, place: int, parcel: Parcel, reads: bool) -> None:
         """A worker has published a value; ``reads``: it reads it from there itself."""
