@@ -42,16 +42,28 @@ class Values(Protocol):
 
 
 class Batch:
-    """The tasks a slot has been given. ``pending`` may be emptied from the right by the watch thread at any time."""
+    """The tasks a slot has been given. ``pending`` may be emptied from the right by the watch thread at any time.
 
-    __slots__ = ("began_s", "patience_s", "pending", "slot", "stalled")
+    Who does that holds ``reporting`` until it has said so: :meth:`end` waits for it, so that nobody hears of the end of
+    a batch first, and takes the slot for free while some of its tasks are in nobody's hands.
+    """
+
+    __slots__ = ("began_s", "ended", "patience_s", "pending", "reporting", "slot", "stalled")
 
     def __init__(self, slot: int, tasks: list[int]) -> None:
         self.slot = slot
         self.pending = deque(tasks)
         self.patience_s = STALLED_S if len(tasks) <= MEASURED_BATCH else OUTLIER_S
         self.stalled = False  # has been reported once
+        self.ended = False
+        self.reporting = threading.Lock()
         self.began_s = perf_counter()
+
+    def end(self) -> list[int]:
+        """Nothing more will run: returns what has not been started."""
+        with self.reporting:
+            self.ended = True
+            return self.take_back()
 
     def take_back(self) -> list[int]:
         """Removes and returns what has not been started; safe from any thread, each task is returned once."""

@@ -94,9 +94,9 @@ class SlotThreads:
         batch = Batch(slot, command.tasks)
         job = self._jobs.by_number.get(command.job)
         if job is None:
-            return self._post(e.SlotRan(slot, [], batch.take_back()), slot=slot)
+            return self._post(e.SlotRan(slot, [], batch.end()), slot=slot)
         spans, failure = self._run_watched(job, batch, command.budget_s)
-        ran = e.SlotRan(slot, spans, batch.take_back())
+        ran = e.SlotRan(slot, spans, batch.end())
         if failure is None:
             return self._post(ran, slot=slot)
         error = failure.error
@@ -122,7 +122,9 @@ class SlotThreads:
                 self._watch.end(batch)
 
     def _stalled(self, batch: Batch) -> None:
-        self._post(e.SlotStalled(batch.slot, batch.take_back()))
+        with batch.reporting:
+            if not batch.ended:
+                self._post(e.SlotStalled(batch.slot, batch.take_back()))
 
     def drop_closed(self) -> None:
         """Takes from every batch what belongs to a job that is not open any more."""
