@@ -437,8 +437,9 @@ def test_published_values_of_a_dead_worker_stay_readable(hosted: Any) -> None:
         assert 1 not in lane._publications._fds
 
 
-def test_the_clock_ticks_while_there_are_workers(hosted: Any) -> None:
-    with hosted(1, idle_timeout_s=0.04) as (host, lane):
+@pytest.mark.parametrize("settings", [{}, {"idle_timeout_s": 0.04}])
+def test_the_clock_ticks_while_there_are_workers(hosted: Any, settings: Any) -> None:
+    with hosted(1, **settings) as (host, lane):
         host.wait(lambda: len(host.of(WorkersIdled)) >= 3)
         lane.stop(1)
         lane.flush()

@@ -163,7 +163,8 @@ class WorkerDied:
 
 @dataclass(frozen=True, slots=True)
 class WorkersIdled:
-    """A regular look at the clock: workers that had nothing to do for the idle time may be stopped."""
+    """A regular look at the clock: workers that had nothing to do for the idle time may be stopped, and what waits
+    behind a task that takes longer than expected may go elsewhere."""
 
 
 Event: TypeAlias = (

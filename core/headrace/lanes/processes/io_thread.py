@@ -30,6 +30,8 @@ from headrace.sched.events import WorkerDied, WorkersIdled
 
 _SAMPLE_S: Final = 0.5
 _LEAST_TICK_S: Final = 0.01
+_MOST_TICK_S: Final = 0.25
+"""What waits behind a task that takes unexpectedly long is noticed at a tick, and only then goes to an idle worker."""
 Doing = Callable[[], None]
 
 
@@ -42,7 +44,7 @@ class IoThread:
         flush: sends what is queued at a worker.
         tend: called now and then while there are workers.
         bury: called with a dead worker, how it ended, and its memory, before ``WorkerDied`` is posted.
-        idle_timeout_s: a quarter of it is the time between two ``WorkersIdled``.
+        idle_timeout_s: the time between two ``WorkersIdled`` is a quarter of it, at most 0.25 s.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class IoThread:
         self._flush = flush
         self._tend = tend
         self._bury = bury
-        self._tick_s = max(_LEAST_TICK_S, idle_timeout_s / 4)
+        self._tick_s = max(_LEAST_TICK_S, min(_MOST_TICK_S, idle_timeout_s / 4))
         self._peers: dict[int, Peer] = {}
         self._requests: deque[Doing] = deque()
         self._selector = selectors.DefaultSelector()
