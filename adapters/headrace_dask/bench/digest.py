@@ -113,7 +113,7 @@ def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
     flat = np.ascontiguousarray(array).ravel()
     sha.update(flat.view(np.uint8).data)
     if array.dtype.kind == "c":
-        leaves += [_numbers(flat.real.astype(np.float64)), _numbers(flat.imag.astype(np.float64))]
+        leaves += [_numbers(np.real(flat).astype(np.float64)), _numbers(np.imag(flat).astype(np.float64))]
     elif array.dtype.kind == "f":
         leaves.append(_numbers(flat.astype(np.float64)))
     else:
