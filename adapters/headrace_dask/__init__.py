@@ -10,8 +10,8 @@ from __future__ import annotations
 import dask.config
 from dask.base import named_schedulers
 
-import headrace_dask.locks  # noqa: F401 - has tasks with locks stay in their process
 from headrace import companions
+from headrace_dask import locks, settings  # noqa: F401 - have tasks with locks stay, and settings follow
 from headrace_dask.scheduler import get
 
 named_schedulers["headrace"] = get

@@ -6,6 +6,9 @@ before a task imports the other module, so that a worker without dask stays smal
 
 Data flow: ``accompany()`` and ``variables`` in the owner → the environment of each worker started from then on →
 ``install()`` in the worker.
+
+A companion may also have workers follow a *state* of the owner, such as a library's settings: ``share()`` in both; and
+for each job ``states()`` in the owner → ``follow()`` in the worker, if that was told something else before.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 _VARIABLE: Final = "HEADRACE_COMPANIONS"
 
@@ -26,7 +30,13 @@ variables: dict[str, str] = {}
 in_worker = False
 """Whether this process is a worker, as far as companions are concerned."""
 
+States: TypeAlias = dict[str, bytes]
+"""Name → state, as only the companion understands it. Not changed once it is made."""
+
 _companions: dict[str, str] = {}
+_shared: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None]]] = {}
+_not_applied: States = {}
+"""In a worker: of companions that have not been imported there yet."""
 
 
 def accompany(module: str, companion: str) -> None:
@@ -50,6 +60,40 @@ def install(environment: Mapping[str, str]) -> None:
         _companions[module] = companion
     if _companions:
         sys.meta_path.insert(0, _Finder(dict(_companions)))
+
+
+def share(name: str, state: Callable[[], bytes], apply: Callable[[bytes], None]) -> None:
+    """Has workers follow a state of the owner; to be called in both, when the companion is imported.
+
+    Args:
+        state: gives it, in the owner, in whatever thread sends the tasks of a job. Equal states are equal bytes.
+        apply: takes it over, in a worker, between tasks; in a worker that knows it already, at once.
+    """
+    _shared[name] = state, apply
+    told = _not_applied.pop(name, None)
+    if told is not None:
+        _apply(name, told)
+
+
+def states() -> States:
+    """What workers should follow, as it is now. Takes as long as the companions do: to be called once a job."""
+    return {name: state() for name, (state, _) in list(_shared.items())}
+
+
+def follow(states: States) -> None:
+    """In a worker: takes over what is new."""
+    for name, told in states.items():
+        if name in _shared:
+            _apply(name, told)
+        else:
+            _not_applied[name] = told
+
+
+def _apply(name: str, told: bytes) -> None:
+    try:
+        _shared[name][1](told)
+    except Exception:  # a worker that cannot follow is still of use; whoever looks for the reason finds it here
+        traceback.print_exc()
 
 
 class _Finder:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from headrace.companions import States
 from headrace.config import Settings
 from headrace.lanes.processes.lane import ProcessLane
 from headrace.sched.events import Event, WorkersIdled, WorkerStarted
@@ -28,6 +29,7 @@ class FakeHost:
         self.values: dict[int, Any] = {}
         self.errors: dict[int, BaseException] = {}
         self.outputs: set[int] = set()
+        self.states: States = {}
         self.events: list[Event] = []
         self.on_event: Callable[[Event], None] | None = None
         self._arrived = threading.Condition()
@@ -58,6 +60,9 @@ class FakeHost:
 
     def value_of(self, task: int) -> Any:
         return self.values[task]
+
+    def states_of(self, task: int) -> States:
+        return self.states
 
     def wanted(self, task: int) -> bool:
         return task in self.outputs

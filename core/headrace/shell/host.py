@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from headrace import observe
+from headrace import companions, observe
+from headrace.companions import States
 from headrace.errors import MustStayHere
 from headrace.sched import events as e
 from headrace.shell.jobs import Job, Jobs
@@ -36,11 +37,19 @@ class LaneHost:
             job = self._jobs.of(event.task)
             if job is not None and isinstance(job.errors.get(event.task - job.base), MustStayHere):
                 event = e.TaskUnpicklable(event.task, event.worker, must_stay=True)
-        elif isinstance(event, e.WorkerDied) and event.running is not None:
+        elif isinstance(event, e.WorkerDied):
+            self._note_death(event)
+        self._post(event)
+
+    def _note_death(self, event: e.WorkerDied) -> None:
+        """For the error of a task that is given up: it took workers down, or none could be started for it."""
+        if event.running is not None:
             job = self._jobs.of(event.running)
             if job is not None:
                 job.obituaries[event.running - job.base] = self._obituary(event.worker)
-        self._post(event)
+        elif not event.expected:
+            for job in list(self._jobs.by_number.values()):
+                job.last_obituary = self._obituary(event.worker)
 
     def _tell(self, event: e.WorkerRan) -> None:
         if observe.recorders or any(job.observer is not None for job in list(self._jobs.by_number.values())):
@@ -72,6 +81,10 @@ class LaneHost:
     def value_of(self, task: int) -> Any:
         job = self._job_of(task)
         return job.values[task - job.base]
+
+    def states_of(self, task: int) -> States:
+        job = self._jobs.of(task)
+        return companions.states() if job is None else job.states()
 
     def wanted(self, task: int) -> bool:
         job = self._jobs.of(task)

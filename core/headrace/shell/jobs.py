@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from headrace import observe
+from headrace import companions, observe
 from headrace.errors import WorkerDied
 from headrace.graph import Graph
 from headrace.sched.events import Span
@@ -77,11 +77,13 @@ class Job:
         self.wanted: set[int] = set()
         self.errors: dict[int, BaseException] = {}
         self.obituaries: dict[int, tuple[str, int]] = {}  # of the last worker that a task took down
+        self.last_obituary = ("gone before it was ready", 0)  # of the last worker that died without a task to blame
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
         self.observer: Observer | None = None
         self.context = contextvars.copy_context()
         self.over = False  # its values are the caller's to collect
+        self._states: companions.States | None = None
 
     @classmethod
     def of_graph(cls, graph: Graph, lane: str, observer: Observer | None, bring: Callable[[int], Any]) -> Job:
@@ -100,13 +102,22 @@ class Job:
             value = self.values[index] = self._bring(self.base + index)
             return value
 
+    def states(self) -> companions.States:
+        """What workers should follow while they run this job: as it is when the first task is sent.
+
+        The caller waits meanwhile, so what it has set for this job is set. Futures have no such time: asked each time.
+        """
+        if self._states is None or self.number == FUTURES:
+            self._states = companions.states()
+        return self._states
+
     def key(self, index: int) -> str:
         """The name of a task, for messages."""
         return str(self.keys[index])
 
     def death(self, index: int, deaths: int) -> WorkerDied:
         """The error of a task that was given up."""
-        reason, rss_bytes = self.obituaries.get(index, ("gone before it was ready", 0))
+        reason, rss_bytes = self.obituaries.get(index, self.last_obituary)
         return WorkerDied(self.key(index), deaths, reason, rss_bytes)
 
     def recompute(self, index: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from headrace.companions import States
 from headrace.sched.events import Event
 from headrace.task import Call
 
@@ -44,6 +45,10 @@ class Host(Protocol):
         Raises:
             KeyError: it is not.
         """
+        ...
+
+    def states_of(self, task: int) -> States:
+        """What of this process the workers should follow while they run the task's job."""
         ...
 
     def wanted(self, task: int) -> bool:

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from typing import Any, Final, TypeAlias
 
+from headrace.companions import States
 from headrace.lanes.processes.launcher import Launched
 
 Order: TypeAlias = tuple[Any, ...]
@@ -40,6 +41,8 @@ class Peer:
         self.arenas: set[int] = set()
         self.told: tuple[list[str], str | None] | None = None
         """``sys.path`` and working directory, as the worker knows them."""
+        self.states: States = {}
+        """Of the owner's companions, as the worker knows them."""
         self.started = False
         self.stopping = False
         self.dead = False

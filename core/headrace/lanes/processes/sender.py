@@ -128,6 +128,7 @@ class Sender:
             frame.order(*order)
 
     def _encode_tasks(self, peer: Peer, frame: _Frame, tasks: Sequence[int], events: list[Event]) -> None:
+        self._share_states(peer, frame, tasks[0])  # all are of one job
         records, at = frame.records, peer.at
         for task in tasks:
             try:
@@ -145,6 +146,14 @@ class Sender:
                 self._host.fail(task, error)
                 events.append(TaskRaised(task, HERE))
         frame.tasks += len(tasks)
+
+    def _share_states(self, peer: Peer, frame: _Frame, task: int) -> None:
+        states = self._host.states_of(task)
+        if states is not peer.states:
+            changed = {name: state for name, state in states.items() if peer.states.get(name) != state}
+            peer.states = states
+            if changed:
+                frame.order(wire.FOLLOW, changed)
 
     def _encode_task(self, peer: Peer, frame: _Frame, task: int) -> Record:
         call, base = self._host.call_of(task)

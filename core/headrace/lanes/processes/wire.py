@@ -49,6 +49,7 @@ DETACH: Final = 10  # (place)
 FREE: Final = 11  # (offset): nobody reads this range of the worker's arena any more
 PREIMPORT: Final = 12  # (module names)
 PLACE: Final = 13  # (sys.path, working directory): both have changed in the owner
+FOLLOW: Final = 14  # (states): what of the owner's companions has changed, see companions.py
 
 # Worker to owner.
 HELLO: Final = 32  # ()

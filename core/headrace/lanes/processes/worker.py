@@ -110,6 +110,7 @@ class Worker:
             wire.STOP: lambda: self._queue.put(self._stop),
             wire.PREIMPORT: lambda names: self._queue.put(lambda: self._preimports.extend(names)),
             wire.PLACE: lambda path, directory: self._queue.put(lambda: follow_owner(path, directory)),
+            wire.FOLLOW: lambda states: self._queue.put(lambda: companions.follow(states)),
         }
 
     def start(self, life_fd: int) -> None:
