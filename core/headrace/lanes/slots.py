@@ -115,7 +115,7 @@ def run_batch(
                     try:
                         filled[position] = values[dep] if type(dep) is int else [values[d] for d in dep]
                     except KeyError:
-                        filled[position] = job.load(dep) if type(dep) is int else [job.load(d) for d in dep]
+                        filled[position] = job.load(dep) if isinstance(dep, int) else [job.load(d) for d in dep]
                 args = filled
             if measured:
                 cpu, width = thread_time(), process_time()
@@ -125,10 +125,14 @@ def run_batch(
         end = perf_counter()
         values[index] = value
         if measured:
-            wall = end - start
-            cpu, width = thread_time() - cpu, (process_time() - width) / wall if wall > 0.0 else 1.0
+            wall, cpu = end - start, thread_time() - cpu
             if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall:
-                cpu = min(wall, cpu + _queued_s())
+                # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
+                queued = _queued_s()
+                end = perf_counter()
+                wall = end - start
+                cpu = min(wall, cpu + queued)
+            width = (process_time() - width) / wall if wall > 0.0 else 1.0
             size = estimate_size(value)
         spans.append(Span(task, start, end - start, cpu, width, size, 0.0))
         if after is not None:
