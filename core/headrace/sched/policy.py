@@ -47,6 +47,7 @@ class Family:
         "movable",
         "name",
         "pending",
+        "regret_s",
         "remote_s",
         "retest_s",
         "runs",
@@ -65,6 +66,7 @@ class Family:
         self.runs = 0
         self.pending = 0  # tasks of this family that are not done
         self.wall_s = 0.0
+        self.regret_s = 0.0  # what has run here while more of it waited and no worker was up
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
         self.movable = True  # False once a task of it could not be pickled
         self.held_s = 0.0  # what has run here since it was found to hold the GIL
@@ -84,6 +86,8 @@ class Family:
         wall, cpu = span.wall_s, span.cpu_s
         if self.kind == HOLDS:
             self._doubt(wall)
+            if self.pending > 1:
+                self.regret_s += wall
             if self.remote_s > MOVE_BELOW * self.wall_s:
                 self.remote_s *= 0.98  # it may have been a bad moment: every now and then one is sent to find out
         elif cpu >= 0.0:
@@ -114,6 +118,7 @@ class Family:
 
     def ran_away(self, span: Span, inline_below_s: float) -> None:
         """Learns from a task that ran at a worker."""
+        self.regret_s = 0.0
         self._smooth(span.wall_s)
         cost = span.wall_s + span.transfer_s
         if self.remote_s > 0.0:
@@ -133,7 +138,9 @@ class Family:
         """Whether tasks of this family, which hold the GIL, should go to worker processes."""
         if not self.movable or self.remote_s > MOVE_BELOW * self.wall_s:
             return False
-        return workers_up or self.pending * self.wall_s * (1.0 - 1.0 / cores) > LAUNCH_GAIN_S
+        # As with hiring and buying: once what was lost for want of workers comes to what they cost, they are started,
+        # even if no single graph is worth it.
+        return workers_up or (self.regret_s + self.pending * self.wall_s) * (1.0 - 1.0 / cores) > LAUNCH_GAIN_S
 
     def _smooth(self, wall: float) -> None:
         if self.runs == 0:
