@@ -23,7 +23,7 @@ from headrace.sched import commands as c
 from headrace.sched.heaps import head, heap_of
 from headrace.sched.policy import HOLDS, Family
 from headrace.sched.state import AWAY, DONE, READY, WAITING, Job, Task, Worker
-from headrace.sched.values import copied, fetch
+from headrace.sched.values import COPY_BYTES_PER_S, TRIP_S, UNKNOWN_BYTES, copied, fetch
 
 if TYPE_CHECKING:
     from headrace.sched.machine import Machine
@@ -39,8 +39,6 @@ STEAL_ABOVE_S = 0.003
 """A queue with less expected work than this behind its head is not worth a round trip."""
 LATE_S = 0.1
 """A worker that says nothing for this long takes longer than expected, whatever its queue looks like."""
-TRIP_S, COPY_BYTES_PER_S, UNKNOWN_BYTES = 0.001, 1e9, 1 << 20
-"""What moving a value costs: a round trip, and its copy into shared memory."""
 
 
 def place_away(m: Machine, job: Job) -> None:

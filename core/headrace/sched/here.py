@@ -18,7 +18,7 @@ from headrace.sched import events as e
 from headrace.sched.heaps import head, heap_of, tidy
 from headrace.sched.policy import HOLDS, QUICK, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
-from headrace.sched.values import done, fetch, unplace
+from headrace.sched.values import done, fetch, fetch_s, unplace
 
 if TYPE_CHECKING:
     from headrace.sched.machine import Machine
@@ -95,15 +95,14 @@ def _better(m: Machine, heap: list[int], slot: Slot | None, best: Choice | None)
 
 
 def _may_stay(m: Machine, task: Task) -> bool:
-    """Whether a task meant for workers may run here: its inputs are here, or those who have them are overloaded."""
+    """Whether a task meant for workers may run here: getting its inputs takes less time than those who have them will
+    take to come to it."""
     if task.id in m.deaths:
         return False
-    for dep in task.deps:
-        if not dep.here:
-            for number in dep.workers or ():
-                if m.workers[number].load_s <= 2.0 * m.ahead_s:
-                    return False
-    return True
+    missing_s = sum(fetch_s(dep) for dep in task.deps if not dep.here)
+    return missing_s == 0.0 or all(
+        m.workers[number].load_s > missing_s for dep in task.deps if not dep.here for number in dep.workers or ()
+    )
 
 
 def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from headrace.sched.machine import Machine
 
 
+TRIP_S, COPY_BYTES_PER_S, UNKNOWN_BYTES = 0.005, 1e9, 1 << 20
+"""What moving a value costs: a round trip to a worker whose thread for this has to wait for the GIL, and a copy."""
+
+
+def fetch_s(task: Task) -> float:
+    """How long it takes to have a value published that only workers hold."""
+    return TRIP_S + (task.size if task.size >= 0 else UNKNOWN_BYTES) / COPY_BYTES_PER_S
+
+
 def done(m: Machine, task: Task) -> None:
     """A task has run to its end; ``here`` and ``workers`` say where its value is."""
     task.state = DONE
