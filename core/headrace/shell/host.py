@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,15 @@ class LaneHost:
         job = self._jobs.of(task)
         if job is not None:
             job.errors[task - job.base] = error
+
+    def warn(self, task: int, message: Warning, filename: str, line: int) -> None:
+        """Shown in the thread that waits for the job; nobody waits for futures, so theirs are only printed."""
+        job = self._jobs.of(task)
+        if job is None or job is self._jobs.futures:
+            if sys.stderr is not None:
+                sys.stderr.write(warnings.formatwarning(message, type(message), filename, line))
+        else:
+            job.mailbox.put(lambda: warnings.showwarning(message, type(message), filename, line))
 
     def call_of(self, task: int) -> tuple[Call, int]:
         job = self._job_of(task)

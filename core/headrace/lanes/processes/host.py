@@ -27,6 +27,10 @@ class Host(Protocol):
         """A task's exception is here; the event that says so follows."""
         ...
 
+    def warn(self, task: int, message: Warning, filename: str, line: int) -> None:
+        """A task has issued a warning, which is to be shown."""
+        ...
+
     def call_of(self, task: int) -> tuple[Call, int]:
         """The task's call and the base of its job: the value of hole ``d`` is that of task ``base + d``.
 

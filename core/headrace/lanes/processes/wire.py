@@ -47,7 +47,7 @@ STOP: Final = 8  # ()
 ATTACH: Final = 9  # (place) and its arena's descriptor
 DETACH: Final = 10  # (place)
 FREE: Final = 11  # (offset): nobody reads this range of the worker's arena any more
-PREIMPORT: Final = 12  # (module names)
+PREIMPORT: Final = 12  # (module names): import them, then say hello
 PLACE: Final = 13  # (sys.path, working directory): both have changed in the owner
 FOLLOW: Final = 14  # (states): what of the owner's companions has changed, see companions.py
 
@@ -61,6 +61,7 @@ REVOKED: Final = 37  # (tasks)
 CLOSED: Final = 38  # (segments (place, offset) of which one map is gone)
 ARENA: Final = 39  # () and the descriptor of the worker's arena
 LEAVING: Final = 40  # (): its queue is done and it was told to stop
+WARNED: Final = 41  # (task, parcel or nothing, built-in class, text, file name, line): see warned.py
 
 # How a result travels with RAN.
 NOTHING: Final = 0  # it stays at the worker

@@ -34,7 +34,7 @@ from typing import Any, Final, NoReturn
 
 from headrace import companions
 from headrace.errors import UnpicklableError
-from headrace.lanes.processes import wire
+from headrace.lanes.processes import warned, wire
 from headrace.lanes.processes.failures import describe_failure, format_traceback, must_stay
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.holdings import Holdings, NotHereError
@@ -93,7 +93,6 @@ class Worker:
         self._outbox: deque[Op] = deque()
         self._sending = threading.Lock()
         self._sent_s = 0.0
-        self._preimports: deque[str] = deque()
         self._meter = Meter()
         self._forked = False
         self._handlers: dict[int, Callable[..., None]] = {
@@ -108,16 +107,15 @@ class Worker:
             wire.FREE: self._holdings.free,
             wire.FORGET: self._forget_functions,
             wire.STOP: lambda: self._queue.put(self._stop),
-            wire.PREIMPORT: lambda names: self._queue.put(lambda: self._preimports.extend(names)),
+            wire.PREIMPORT: lambda names: self._queue.put(lambda: self._get_ready(names)),
             wire.PLACE: lambda path, directory: self._queue.put(lambda: follow_owner(path, directory)),
             wire.FOLLOW: lambda states: self._queue.put(lambda: companions.follow(states)),
         }
 
     def start(self, life_fd: int) -> None:
-        """Says hello and starts the io thread."""
+        """Starts the io thread."""
         os.register_at_fork(after_in_child=lambda: self._leave_child(life_fd))
-        self._outbox.append((wire.HELLO,))
-        self._send()
+        warned.divert(self._report_warning)
         threading.Thread(target=self._listen, name="headrace-io", daemon=True).start()
 
     def _leave_child(self, life_fd: int) -> None:
@@ -142,15 +140,19 @@ class Worker:
                 item()
 
     def _rest(self) -> None:
-        """Nothing to do: sends what is there; imports what may be needed, as long as nothing comes."""
+        """Nothing to do: sends what is there."""
         self._current = _NOBODY
         self._page[0] = 0
         self._send()
-        while self._preimports and self._queue.empty():
+
+    def _get_ready(self, modules: Sequence[str]) -> None:
+        """Imports what the tasks need, then says hello: until then others run the tasks that would wait for the imports."""
+        for module in modules:
             try:
-                importlib.import_module(self._preimports.popleft())
+                importlib.import_module(module)
             except BaseException:
                 pass  # a guess of ours that was wrong; the task that needs the module will say so
+        self._outbox.append((wire.HELLO,))
 
     def _run_batch(self, batch: list[Record]) -> None:
         pending, page, outbox = self._pending, self._page, self._outbox
@@ -299,6 +301,12 @@ class Worker:
             if ops:
                 self._channel.send_all(ops, descriptors)
             self._sent_s = time.monotonic()
+
+    def _report_warning(self, *described: Any) -> bool:
+        if self._current == _NOBODY or self._forked:
+            return False
+        self._outbox.append((wire.WARNED, self._current, *described))
+        return True
 
     def _announce_arena(self, fd: int) -> None:
         self._outbox.append((wire.ARENA, fd))

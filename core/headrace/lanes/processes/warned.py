@@ -1,0 +1,110 @@
+"""Warnings that tasks issue in workers, as if a thread of the owner had issued them.
+
+::
+
+    owner: warnings.filters ── states, once a job ──► worker: they decide what is ignored, shown or raised in the task
+    owner: warnings.showwarning, in the caller's thread ◄── WARNED ── worker: what is shown
+
+So ``pytest.warns``, ``catch_warnings`` and filters around a compute see what they would see of tasks on threads. Only
+what each worker remembers to have shown is its own: the action "default" shows a warning once in each.
+"""
+
+from __future__ import annotations
+
+import builtins
+import marshal
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from headrace import companions
+from headrace.lanes.processes.parcels import Parcel, open_whole, whole
+from headrace.store.pickling import pack
+
+_seen: tuple[list[Any], bytes] = ([], b"")
+"""The filters that were looked at last, and what came of it."""
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+class _ByName(type):
+    """Of a stand-in for a category that this worker has perhaps not imported: any class of that name belongs to it."""
+
+    name: tuple[str, str]
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return any((base.__module__, base.__qualname__) == cls.name for base in kind.__mro__)
+
+
+def _state() -> bytes:
+    global _seen
+    filters = list(warnings.filters)
+    if filters != _seen[0]:
+        _seen = filters, marshal.dumps([_described(*entry) for entry in filters])
+    return _seen[1]
+
+
+def _described(action: str, message: Any, category: Any, module: Any, line: int) -> tuple[Any, ...]:
+    return action, _pattern(message), category.__module__, category.__qualname__, _pattern(module), line
+
+
+def _pattern(text: Any) -> str:
+    """Of a regular expression, nothing, or a plain text, which the interpreter's own filters have."""
+    return "" if text is None else str(getattr(text, "pattern", rf"{text}\Z"))
+
+
+def _apply(state: bytes) -> None:
+    warnings.resetwarnings()
+    for action, message, *category, module, line in marshal.loads(state):
+        warnings.filterwarnings(action, message, _category(*category), module, line, append=True)
+
+
+def _category(module: str, name: str) -> type[Warning]:
+    found: Any = getattr(builtins, name, None) if module == "builtins" else None
+    category: type[Warning] = found or _ByName(name, (Warning,), {"name": (module, name)})
+    return category
+
+
+companions.share("warnings", _state, _apply)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def divert(report: Callable[..., bool]) -> None:
+    """In a worker: has warnings reported in place of being shown, unless ``report`` declines.
+
+    Args:
+        report: called with what :func:`revive` takes, in the thread that warns.
+    """
+    show = warnings.showwarning
+
+    def showwarning(
+        message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    ) -> None:
+        if file is not None or not report(*_describe(message), filename, lineno):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = showwarning
+
+
+def _describe(message: Any) -> tuple[Parcel | None, str, str]:
+    base = next(kind for kind in type(message).__mro__ if kind.__module__ == "builtins")
+    try:
+        return whole(pack(message)), base.__name__, str(message)
+    except Exception:
+        return None, base.__name__, str(message)
+
+
+def revive(parcel: Parcel | None, base: str, text: str) -> Warning:
+    """A worker's warning; one of its built-in base class if it cannot be brought here."""
+    if parcel is not None:
+        try:
+            message = open_whole(parcel)
+            if isinstance(message, Warning):
+                return message
+        except Exception:
+            pass
+    substitute: Warning = getattr(builtins, base)(text)
+    return substitute
