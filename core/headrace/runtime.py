@@ -297,8 +297,10 @@ class Runtime(Executor):
                                 self._performers[type(command)](command, after)
                             elif self._run_here(command, slot):
                                 mine = command
-                except Exception as error:
+                except BaseException as error:
                     self._crash(error)
+                    if _is_foreign(error):
+                        raise
             self._processes.flush()
             for action in after:
                 action()
@@ -323,7 +325,10 @@ class Runtime(Executor):
             job.mailbox.put(command)
 
     def _crash(self, error: BaseException) -> None:
-        """An invariant broke. Every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
+        """An invariant broke, or a change was cut short by a signal handler that raises, such as that of a timeout.
+
+        Every waiting caller is told, and the runtime begins afresh, so that it stays usable.
+        """
         report = InternalError(f"the scheduler broke: {error!r}")
         report.__cause__ = error
         clear_up = self._begin_afresh(report)
@@ -351,6 +356,15 @@ class Runtime(Executor):
         """What runs where, what waits for what, and what the store holds. Plain data; for ``headrace status``."""
         with self._lock:
             return observe.status(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether it was raised by the user's code."""
+    traceback, module = error.__traceback__, ""
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return module.partition(".")[0] != "headrace"
 
 
 _default: Runtime | None = None

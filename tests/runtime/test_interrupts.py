@@ -60,3 +60,28 @@ def test_a_handler_of_the_user_decides_what_ctrl_c_does() -> None:
         print(signal.getsignal(signal.SIGINT) is handler)
     """)
     assert done.stdout.splitlines() == ["ran [2]", "True"], done.stderr
+
+
+def test_a_signal_handler_that_raises_reaches_the_caller_and_leaves_the_runtime_usable() -> None:
+    done = run("""
+        from headrace.graph import Graph
+        class Alarm(BaseException):
+            pass
+        def handler(number, frame):
+            raise Alarm("too late")
+        signal.signal(signal.SIGALRM, handler)
+        class Ringing:
+            '''The name of a family, at which the decision core looks while it takes in a graph.'''
+            def __hash__(self):
+                os.kill(os.getpid(), signal.SIGALRM)
+                return 1
+        def graph(family):
+            return Graph(keys=[0], calls=[(max, (1, 2), None, ())], deps=[()], families=[family], outputs=[0])
+        with Runtime(num_workers=1, check=True) as rt:
+            try:
+                rt.run(graph(Ringing()))
+            except Alarm as error:
+                print(error)
+            print(rt.run(graph("f")), rt.submit(max, 3, 4).result())
+    """)
+    assert done.stdout.splitlines() == ["too late", "[2] 4"], done.stderr

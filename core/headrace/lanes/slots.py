@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from time import perf_counter, process_time, thread_time
 from typing import Any, Protocol
 
@@ -171,7 +172,9 @@ class Watch:
     def __init__(self, stalled: Callable[[Batch], None]) -> None:
         self._stalled = stalled
         self._batches: set[Batch] = set()
-        self._wake = threading.Event()
+        # Not an Event, whose lock would stay locked if Ctrl-C came in the middle of set().
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._asleep = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -180,23 +183,25 @@ class Watch:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
             self._thread.start()
-        self._wake.set()
+        if self._asleep:
+            self._wake.put(None)
 
     def end(self, batch: Batch) -> None:
         self._batches.discard(batch)
 
     def close(self) -> None:
         self._stop.set()
-        self._wake.set()
+        self._wake.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             if not self._batches:
-                self._wake.clear()
-                if not self._batches:
-                    self._wake.wait()
+                self._asleep = True
+                if not self._batches:  # looked at again: a batch that came before saw nobody asleep
+                    self._wake.get()
+                self._asleep = False
             if self._stop.wait(STALLED_S):
                 return
             for batch in self._batches.copy():
