@@ -169,7 +169,7 @@ def test_lane_threads_leaves_the_caller_alone() -> None:
 
 def test_lane_inline_runs_everything_in_the_caller() -> None:
     d = Driver()
-    d.know("wide", WIDE)
+    d.know("wide", WIDE, 0.001)
     assert d.submit([()] * 2, "inline", families="wide", outputs=range(2)) == [here(CALLER, 100, 101)]
 
 

@@ -18,7 +18,6 @@ from time import perf_counter, process_time, thread_time
 from typing import Any, Protocol
 
 from headrace.sched.events import Span
-from headrace.store.pickling import estimate_size
 
 MEASURED_BATCH = 16
 """In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
@@ -98,7 +97,6 @@ def run_batch(
     measured = len(pending) <= MEASURED_BATCH
     spans: list[Span] = []
     cpu = width = -1.0
-    size = -1
     deadline = batch.began_s + budget_s
     start = perf_counter()
     while pending:
@@ -134,8 +132,7 @@ def run_batch(
                 wall = end - start
                 cpu = min(wall, cpu + queued)
             width = (process_time() - width) / wall if wall > 0.0 else 1.0
-            size = estimate_size(value)
-        spans.append(Span(task, start, end - start, cpu, width, size, 0.0))
+        spans.append(Span(task, start, end - start, cpu, width, -1, 0.0))
         if after is not None:
             after(spans[-1])
         if end >= deadline:

@@ -27,7 +27,7 @@ class Span(NamedTuple):
     width: float
     """CPU time of the whole process over wall time while it ran: above 1, it is parallel inside. -1: not measured."""
     size_bytes: int
-    """Size of the result, estimated without pickling; -1 when not known."""
+    """Size of the result, estimated without pickling; -1 when not known, or HERE, where nothing depends on it."""
     transfer_s: float
     """Seconds spent unpickling its arguments and pickling its result; 0 in this process."""
 

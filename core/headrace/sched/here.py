@@ -113,8 +113,7 @@ def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
     slot.batch = [task]
     if quick:
         job.quick_slot = slot
-        size = QUICK_BATCH if kind == QUICK or job.lane == "inline" else UNKNOWN_BATCH
-        _extend(m, job, slot, command.tasks, size)
+        _extend(m, job, slot, command.tasks)
     _engage(m, job, slot, kind)
 
 
@@ -135,8 +134,12 @@ def _engage(m: Machine, job: Job, slot: Slot, kind: int) -> None:
     m.busy[slot] = None
 
 
-def _extend(m: Machine, job: Job, slot: Slot, batch: list[int], size: int) -> None:
-    """Adds quick tasks: those that are ready, and those that will be once the batch has come to them."""
+def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
+    """Adds quick tasks: those that are ready, and those that will be once the batch has come to them.
+
+    No more than the slot can be expected to do within its budget: what it gives back was looked at in vain.
+    """
+    left_s = QUICK_BUDGET_S
     pending: dict[Task, int] = {}
     heap, tasks, taken = job.quick, m.tasks, slot.batch
     inline = job.lane == "inline"
@@ -150,7 +153,8 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int], size: int) -> No
                     count = pending[dependent] = pending.get(dependent, 0) + 1
                     if count == dependent.waiting:
                         heappush(heap, dependent.id)
-        if len(batch) >= size:
+        left_s -= task.family.wall_s if task.family.runs else QUICK_BUDGET_S / UNKNOWN_BATCH
+        if len(batch) >= QUICK_BATCH or left_s <= 0.0:
             return
         while True:
             if not heap:
@@ -171,8 +175,6 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int], size: int) -> No
                 if task.state == READY:
                     heappush(heap, task.id)
                 return
-        if not inline and task.family.kind != QUICK:
-            size = min(size, len(batch) + UNKNOWN_BATCH)
         task.state = HERE_QUEUED
         batch.append(task.id)
         taken.append(task)
