@@ -161,6 +161,8 @@ def _enqueue(
     worker.jobs[job] = count + 1
     if count == 0:
         job.engaged[worker] = None
+    if job.lane == "auto":
+        job.moved[task.family] = None
     batch.append(task.id)
     for dep in task.deps:
         if dep.state == DONE:

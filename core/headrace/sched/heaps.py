@@ -38,7 +38,7 @@ def heap_of(m: Machine, task: Task) -> list[int]:
         if task.id in m.deaths and not task.pinned and not m.given_up:
             return job.away
         if task.family.movable and not task.pinned and not m.given_up:
-            if kind == HOLDS and task.family.moving_pays(m.up > 0, m.cores):
+            if kind == HOLDS and task.family.moving_pays(m.up > 0, m.cores, m.now):
                 return job.away
             for dep in task.deps:
                 if not dep.here:

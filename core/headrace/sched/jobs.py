@@ -10,7 +10,7 @@ from headrace.sched import events as e
 from headrace.sched.away import leave_workers, stop
 from headrace.sched.heaps import heap_of, make_ready
 from headrace.sched.here import retire_slots
-from headrace.sched.policy import Family
+from headrace.sched.policy import Family, judge
 from headrace.sched.state import CANCELLED, DONE, FAILED, FETCHING, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import drop, forget, release, settle, stop_fetching
 
@@ -26,6 +26,8 @@ def job_submitted(m: Machine, event: e.JobSubmitted) -> None:
     if event.caller is not None:
         caller = m.slots[event.caller] = Slot(event.caller, caller=True)
     job = Job(event.job, event.lane, max(1, event.limit), caller, event.nested)
+    if m.up:
+        job.began_s = m.now
     m.jobs[job.id] = job
     m.autos += job.lane == "auto"
     _try_workers_again(m, job)
@@ -198,6 +200,8 @@ def _end_future(m: Machine, first: Task, state: int, command: Callable[[Task], c
 def finish(m: Machine, job: Job) -> None:
     """Every wanted value can be had. The shell releases those itself, once its caller has taken them."""
     m.out.append(c.FinishJob(job.id))
+    if job.moved and job.began_s is not None:
+        judge(job.moved, sum(task.family.wall_s for task in job.tasks), m.now - job.began_s, m.now)
     close(m, job, finished=True)
 
 

@@ -17,7 +17,7 @@ FREE      everything else: numpy, Arrow, I/O                           in as man
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from headrace.sched.events import Span
 
@@ -31,6 +31,9 @@ MOVE_BELOW = 2.0
 too, and work in this process that is not measured here."""
 STARVED = 0.7
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
+PAYS_BELOW, STAY_S = 0.9, 5.0
+"""A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
+then its families stay here for so long, and twice as long each further time."""
 RETEST_S = 2.0
 """After so much work that was taken to hold the GIL, it is looked at again; four times as late each time it is
 confirmed."""
@@ -56,6 +59,8 @@ class Family:
         "shared_wall",
         "solo_cpu",
         "solo_wall",
+        "stay_until_s",
+        "vain",
         "wall_s",
         "width",
     )
@@ -69,6 +74,8 @@ class Family:
         self.regret_s = 0.0  # what has run here while more of it waited and no worker was up
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
         self.movable = True  # False once a task of it could not be pickled
+        self.vain = 0  # how many jobs in a row were not faster for moving it
+        self.stay_until_s = 0.0
         self.held_s = 0.0  # what has run here since it was found to hold the GIL
         self.retest_s = RETEST_S
         self.width = 0.0
@@ -134,9 +141,9 @@ class Family:
         if self.kind == UNKNOWN:
             self.kind = FREE
 
-    def moving_pays(self, workers_up: bool, cores: int) -> bool:
+    def moving_pays(self, workers_up: bool, cores: int, now: float) -> bool:
         """Whether tasks of this family, which hold the GIL, should go to worker processes."""
-        if not self.movable or self.remote_s > MOVE_BELOW * self.wall_s:
+        if not self.movable or self.remote_s > MOVE_BELOW * self.wall_s or now < self.stay_until_s:
             return False
         # As with hiring and buying: once what was lost for want of workers comes to what they cost, they are started,
         # even if no single graph is worth it.
@@ -170,3 +177,17 @@ class Family:
         self.shared_cpu *= 0.5
         self.shared_runs //= 2
         return HOLDS if starved else FREE
+
+
+def judge(moved: Iterable[Family], serial_s: float, took_s: float, now: float) -> None:
+    """Looks at a finished job whether moving these families was worth it.
+
+    What a task costs at a worker is measured, but not what others pay for it: who waits for its value to come, pickles
+    its input, shares the memory's bandwidth. The job's own time has it all.
+    """
+    for family in moved:
+        if took_s < PAYS_BELOW * serial_s:
+            family.vain = 0
+        else:
+            family.stay_until_s = now + STAY_S * 2.0 ** min(family.vain, 8)
+            family.vain += 1

@@ -78,6 +78,7 @@ class Job:
 
     __slots__ = (
         "away",
+        "began_s",
         "caller",
         "engaged",
         "free",
@@ -86,6 +87,7 @@ class Job:
         "id",
         "lane",
         "limit",
+        "moved",
         "nested",
         "open",
         "quick",
@@ -118,6 +120,8 @@ class Job:
         self.roomy: dict[Worker, None] = {}  # those engaged workers that have room in their queue
         self.quick_slot: Slot | None = None  # quick tasks hold the GIL by being Python: one slot at a time runs them
         self.spread: dict[Task, None] = {}  # tasks with copies at workers
+        self.began_s: float | None = None  # when it was submitted, if by then workers were up: see policy.judge
+        self.moved: dict[Family, None] = {}  # families of which lane ``auto`` has sent tasks to workers
 
     def may_engage(self, who: Slot | Worker) -> bool:
         return len(self.engaged) < self.limit or who in self.engaged
