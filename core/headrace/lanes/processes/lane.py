@@ -61,7 +61,7 @@ class ProcessLane:
 
         Args:
             workers: their numbers, never used before.
-            preimport: modules that a worker imports when it has nothing else to do.
+            preimport: modules that a worker imports before it is announced.
         """
         with self._lock:
             if self._closed:
@@ -71,8 +71,7 @@ class ProcessLane:
                 self._io.start()
             for worker in workers:
                 peer = self._peers[worker] = Peer(worker)
-                if preimport:
-                    peer.outbox.append((wire.PREIMPORT, list(preimport)))
+                peer.outbox.append((wire.PREIMPORT, list(preimport)))
                 self._io.launch(peer)
 
     def run(self, worker: int, tasks: Sequence[int]) -> None:
