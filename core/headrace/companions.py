@@ -8,7 +8,8 @@ Data flow: ``accompany()`` and ``variables`` in the owner → the environment of
 ``install()`` in the worker.
 
 A companion may also have workers follow a *state* of the owner, such as a library's settings: ``share()`` in both; and
-for each job ``states()`` in the owner → ``follow()`` in the worker, if that was told something else before.
+for each job ``states()`` in the owner → ``follow()`` in the worker, if that was told something else before. And what it
+says in a worker while a task runs, by ``say()``, it hears in the owner, in the thread that waits for the task's job.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -35,6 +35,8 @@ States: TypeAlias = dict[str, bytes]
 
 _companions: dict[str, str] = {}
 _shared: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None]]] = {}
+_ears: dict[str, Callable[[bytes], object]] = {}
+_mouth: Callable[[str, bytes], bool] = lambda name, said: False  # noqa: E731 - where there is no owner
 _not_applied: States = {}
 """In a worker: of companions that have not been imported there yet."""
 
@@ -62,14 +64,19 @@ def install(environment: Mapping[str, str]) -> None:
         sys.meta_path.insert(0, _Finder(dict(_companions)))
 
 
-def share(name: str, state: Callable[[], bytes], apply: Callable[[bytes], None]) -> None:
+def share(
+    name: str, state: Callable[[], bytes], apply: Callable[[bytes], None], hear: Callable[[bytes], object] | None = None
+) -> None:
     """Has workers follow a state of the owner; to be called in both, when the companion is imported.
 
     Args:
         state: gives it, in the owner, in whatever thread sends the tasks of a job. Equal states are equal bytes.
         apply: takes it over, in a worker, between tasks; in a worker that knows it already, at once.
+        hear: called in the owner with what :func:`say` was given in a worker.
     """
     _shared[name] = state, apply
+    if hear is not None:
+        _ears[name] = hear
     told = _not_applied.pop(name, None)
     if told is not None:
         _apply(name, told)
@@ -89,10 +96,32 @@ def follow(states: States) -> None:
             _not_applied[name] = told
 
 
+def speak_through(mouth: Callable[[str, bytes], bool]) -> None:
+    """In a worker: what :func:`say` is from now on."""
+    global _mouth
+    _mouth = mouth
+
+
+def say(name: str, said: bytes) -> bool:
+    """In a worker: tells the companion in the owner something. Thread-safe.
+
+    Returns:
+        Whether that is possible: no, unless a task is running.
+    """
+    return _mouth(name, said)
+
+
+def hear(name: str, said: bytes) -> None:
+    """In the owner: passes on what was said in a worker."""
+    _ears[name](said)
+
+
 def _apply(name: str, told: bytes) -> None:
     try:
         _shared[name][1](told)
     except Exception:  # a worker that cannot follow is still of use; whoever looks for the reason finds it here
+        import traceback
+
         traceback.print_exc()
 
 

@@ -63,7 +63,7 @@ class Runtime(Executor):
         self._jobs = Jobs(self.settings.lane, self._bring)
         self._futures = Futures(self._jobs, self._lock, self._post)
         self._threads = SlotThreads(self._jobs, self._post, lambda slot: slot in self._machine.slots)
-        self._processes = Processes(self.settings, self._jobs, self._post)
+        self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
         self._performers: dict[type, Callable[[Any, After], None]] = {
             c.Release: self._processes.release,
             c.RunAt: self._processes.run,

@@ -30,7 +30,7 @@ class FakeHost:
         self.errors: dict[int, BaseException] = {}
         self.outputs: set[int] = set()
         self.states: States = {}
-        self.warnings: list[tuple[int, Warning, str, int]] = []
+        self.heard: list[tuple[int, str, bytes]] = []
         self.events: list[Event] = []
         self.on_event: Callable[[Event], None] | None = None
         self._arrived = threading.Condition()
@@ -50,8 +50,8 @@ class FakeHost:
     def fail(self, task: int, error: BaseException) -> None:
         self.errors[task] = error
 
-    def warn(self, task: int, message: Warning, filename: str, line: int) -> None:
-        self.warnings.append((task, message, filename, line))
+    def said(self, task: int, companion: str, said: bytes) -> None:
+        self.heard.append((task, companion, said))
 
     def call_of(self, task: int) -> tuple[Call, int]:
         return self.calls[task], 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +20,20 @@ class LaneHost:
         jobs: the open jobs.
         post: hands an event to the machine.
         obituary: how a worker ended, and its resident memory in bytes.
+        aside: has ``fn(argument)`` called in a thread where foreign code may run.
     """
 
     def __init__(
-        self, jobs: Jobs, post: Callable[[e.Event], object], obituary: Callable[[int], tuple[str, int]]
+        self,
+        jobs: Jobs,
+        post: Callable[[e.Event], object],
+        obituary: Callable[[int], tuple[str, int]],
+        aside: Callable[[Callable[[Any], object], Any], None],
     ) -> None:
         self._jobs = jobs
         self._post = post
         self._obituary = obituary
+        self._aside = aside
 
     def post(self, event: e.Event) -> None:
         """Passes an event on, once those who watch have been told, and what only the shell knows has been added."""
@@ -71,14 +75,13 @@ class LaneHost:
         if job is not None:
             job.errors[task - job.base] = error
 
-    def warn(self, task: int, message: Warning, filename: str, line: int) -> None:
-        """Shown in the thread that waits for the job; nobody waits for futures, so theirs are only printed."""
+    def said(self, task: int, companion: str, said: bytes) -> None:
+        """Heard in the thread that waits for the job; nobody waits for futures, so what they say is heard aside."""
         job = self._jobs.of(task)
         if job is None or job is self._jobs.futures:
-            if sys.stderr is not None:
-                sys.stderr.write(warnings.formatwarning(message, type(message), filename, line))
+            self._aside(lambda _: companions.hear(companion, said), None)
         else:
-            job.mailbox.put(lambda: warnings.showwarning(message, type(message), filename, line))
+            job.mailbox.put(lambda: companions.hear(companion, said))
 
     def call_of(self, task: int) -> tuple[Call, int]:
         job = self._job_of(task)

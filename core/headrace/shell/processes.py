@@ -25,12 +25,19 @@ class Processes:
         settings: for the lane.
         jobs: the open jobs.
         post: hands an event to the machine.
+        aside: has ``fn(argument)`` called in a thread where foreign code may run.
     """
 
-    def __init__(self, settings: Settings, jobs: Jobs, post: Callable[[e.Event], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        post: Callable[[e.Event], object],
+        aside: Callable[[Callable[[Any], object], Any], None],
+    ) -> None:
         self._settings = settings
         self._jobs = jobs
-        self._host = LaneHost(jobs, post, self._obituary)
+        self._host = LaneHost(jobs, post, self._obituary, aside)
         self.lane: ProcessLane | None = None
         self._queued = False  # the lane has been given something that is not flushed yet
 

@@ -27,8 +27,8 @@ class Host(Protocol):
         """A task's exception is here; the event that says so follows."""
         ...
 
-    def warn(self, task: int, message: Warning, filename: str, line: int) -> None:
-        """A task has issued a warning, which is to be shown."""
+    def said(self, task: int, companion: str, said: bytes) -> None:
+        """A companion has said something while a task ran; see :mod:`headrace.companions`."""
         ...
 
     def call_of(self, task: int) -> tuple[Call, int]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from headrace.config import Settings
-from headrace.lanes.processes import wire
+from headrace.lanes.processes import logged, warned, wire  # noqa: F401 - have their say in workers
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.io_thread import IoThread
 from headrace.lanes.processes.peer import NOW, Order, Peer

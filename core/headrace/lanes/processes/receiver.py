@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
-from headrace.lanes.processes import warned, wire
+from headrace.lanes.processes import wire
 from headrace.lanes.processes.failures import revive_failure
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.parcels import Parcel, open_whole
@@ -40,7 +40,7 @@ class Receiver:
             wire.UNPICKLABLE: self._unpicklable,
             wire.PUBLISHED: self._published,
             wire.REVOKED: self._revoked,
-            wire.WARNED: self._warned,
+            wire.SAID: lambda peer, task, companion, said: self._host.said(task, companion, said),
             wire.LEAVING: self._leaving,
             wire.CLOSED: lambda peer, segments: self._publications.closed(peer.number, segments),
         }
@@ -115,9 +115,6 @@ class Receiver:
             self._host.post(ValuePublished(task, peer.number))
         else:
             self._publications.release((task,))  # it was dropped while it was on its way
-
-    def _warned(self, peer: Peer, task: int, parcel: Parcel, base: str, text: str, filename: str, line: int) -> None:
-        self._host.warn(task, warned.revive(parcel, base, text), filename, line)
 
     def _revoked(self, peer: Peer, tasks: list[int]) -> None:
         for task in tasks:

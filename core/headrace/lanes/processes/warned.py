@@ -3,7 +3,7 @@
 ::
 
     owner: warnings.filters ── states, once a job ──► worker: they decide what is ignored, shown or raised in the task
-    owner: warnings.showwarning, in the caller's thread ◄── WARNED ── worker: what is shown
+    owner: warnings.showwarning, in the caller's thread ◄── say, hear ── worker: what is shown
 
 So ``pytest.warns``, ``catch_warnings`` and filters around a compute see what they would see of tasks on threads. Only
 what each worker remembers to have shown is its own: the action "default" shows a warning once in each.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import builtins
 import marshal
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from headrace import companions
@@ -66,38 +65,39 @@ def _category(module: str, name: str) -> type[Warning]:
     return found or stand_in  # type: ignore[no-any-return]
 
 
-companions.share("warnings", _state, _apply)
-
-
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def divert(report: Callable[..., bool]) -> None:
-    """In a worker: has warnings reported in place of being shown, unless ``report`` declines.
-
-    Args:
-        report: called with what :func:`revive` takes, in the thread that warns.
-    """
+def divert() -> None:
+    """In a worker: has warnings shown in the owner, unless no task is running."""
     show = warnings.showwarning
 
     def showwarning(
         message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
     ) -> None:
-        if file is not None or not report(*_describe(message), filename, lineno):
+        if file is not None or not companions.say("warnings", _describe(message, filename, lineno)):
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = showwarning
 
 
-def _describe(message: Any) -> tuple[Parcel | None, str, str]:
+def _describe(message: Any, filename: str, line: int) -> bytes:
     base = next(kind for kind in type(message).__mro__ if kind.__module__ == "builtins")
+    parcel: Parcel | None = None
     try:
-        return whole(pack(message)), base.__name__, str(message)
+        parcel = whole(pack(message))
     except Exception:
-        return None, base.__name__, str(message)
+        pass  # its text will do
+    return marshal.dumps((parcel, base.__name__, str(message), filename, line))
 
 
-def revive(parcel: Parcel | None, base: str, text: str) -> Warning:
+def _show(described: bytes) -> None:
+    parcel, base, text, filename, line = marshal.loads(described)
+    message = _revive(parcel, base, text)
+    warnings.showwarning(message, type(message), filename, line)
+
+
+def _revive(parcel: Parcel | None, base: str, text: str) -> Warning:
     """A worker's warning; one of its built-in base class if it cannot be brought here."""
     if parcel is not None:
         try:
@@ -108,3 +108,6 @@ def revive(parcel: Parcel | None, base: str, text: str) -> Warning:
             pass
     substitute: Warning = getattr(builtins, base)(text)
     return substitute
+
+
+companions.share("warnings", _state, _apply, _show)

@@ -61,7 +61,7 @@ REVOKED: Final = 37  # (tasks)
 CLOSED: Final = 38  # (segments (place, offset) of which one map is gone)
 ARENA: Final = 39  # () and the descriptor of the worker's arena
 LEAVING: Final = 40  # (): its queue is done and it was told to stop
-WARNED: Final = 41  # (task, parcel or nothing, built-in class, text, file name, line): see warned.py
+SAID: Final = 41  # (task, companion, bytes): see companions.py
 
 # How a result travels with RAN.
 NOTHING: Final = 0  # it stays at the worker

@@ -115,7 +115,8 @@ class Worker:
     def start(self, life_fd: int) -> None:
         """Starts the io thread."""
         os.register_at_fork(after_in_child=lambda: self._leave_child(life_fd))
-        warned.divert(self._report_warning)
+        companions.speak_through(self._say)
+        warned.divert()
         threading.Thread(target=self._listen, name="headrace-io", daemon=True).start()
 
     def _leave_child(self, life_fd: int) -> None:
@@ -302,10 +303,10 @@ class Worker:
                 self._channel.send_all(ops, descriptors)
             self._sent_s = time.monotonic()
 
-    def _report_warning(self, *described: Any) -> bool:
+    def _say(self, companion: str, said: bytes) -> bool:
         if self._current == _NOBODY or self._forked:
             return False
-        self._outbox.append((wire.WARNED, self._current, *described))
+        self._outbox.append((wire.SAID, self._current, companion, said))
         return True
 
     def _announce_arena(self, fd: int) -> None:
