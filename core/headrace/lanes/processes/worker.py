@@ -147,7 +147,7 @@ class Worker:
         self._send()
 
     def _get_ready(self, modules: Sequence[str]) -> None:
-        """Imports what the tasks need, then says hello: until then others run the tasks that would wait for the imports."""
+        """Imports what the tasks need, then says hello: until then others run what would wait for the imports."""
         for module in modules:
             try:
                 importlib.import_module(module)
