@@ -613,3 +613,15 @@ def test_the_check_finds_a_lost_wake_up() -> None:
     d.machine.idle.append(d.machine.pool[0])
     with pytest.raises(InternalError):
         verify(d.machine)
+
+
+def test_a_batch_that_stalls_before_it_begins_loses_nothing() -> None:
+    d = Driver()
+    (run,) = d.submit([()] * 3, outputs=range(3))
+    assert run.slot == CALLER
+    # The caller has been given no processor since: all is taken from it, and it is not idle before it says so.
+    (elsewhere,) = d(e.SlotStalled(CALLER, run.tasks))
+    assert elsewhere.slot != CALLER
+    assert elsewhere.tasks == run.tasks
+    assert d(e.SlotRan(CALLER, [], ())) == []
+    assert d(ran(elsewhere.slot, *run.tasks)) == [c.FinishJob(1)]

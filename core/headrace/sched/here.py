@@ -53,14 +53,15 @@ def _choose_inline(m: Machine, job: Job) -> Choice | None:
     caller = job.caller
     if caller is None and m.idle and not any(not slot.stalled for slot in m.busy):
         caller = m.idle[-1]
-    if caller is None or caller.batch:
+    if caller is None or caller in m.busy:
         return None
     task = head(m, job.quick)
     return None if task is None else (caller, task, job.quick)
 
 
 def _choose(m: Machine, job: Job) -> Choice | None:
-    caller = job.caller if job.caller is not None and not job.caller.batch else None
+    # Not by its batch: one that stalled before it began has lost all of that, and is still busy until it says so.
+    caller = job.caller if job.caller is not None and job.caller not in m.busy else None
     pool = m.idle[-1] if m.idle else None
     best: Choice | None = None
     if m.wide == 0 or job.futures or job.lane != "auto":
@@ -206,16 +207,15 @@ def slot_ran(m: Machine, event: e.SlotRan) -> None:
 
 def slot_stalled(m: Machine, event: e.SlotStalled) -> None:
     slot = m.slots.get(event.slot)
-    if slot is None or slot.job is None:
-        return
-    returned = set(event.returned)
-    slot.batch = [task for task in slot.batch if task.id not in returned]
-    slot.stalled = True
-    if slot.batch:
-        slot.batch[-1].family.stalled()  # those before it have run and only not been reported
-    if slot.job.quick_slot is slot:
-        slot.job.quick_slot = None
-    _take_back(m, event.returned)
+    if slot is not None and slot.job is not None:
+        returned = set(event.returned)
+        slot.batch = [task for task in slot.batch if task.id not in returned]
+        slot.stalled = True
+        if slot.batch:
+            slot.batch[-1].family.stalled()  # those before it have run and only not been reported
+        if slot.job.quick_slot is slot:
+            slot.job.quick_slot = None
+    _take_back(m, event.returned)  # whatever is known of the slot: nobody else has them
 
 
 def _take_back(m: Machine, returned: Iterable[int]) -> None:
