@@ -26,7 +26,7 @@ def slow(): return {"a": (sleep,)}, ["a"]
 def dying(): return {"a": (die,)}, ["a"]
 def orphaning(): return {"a": (leave_and_die,)}, ["a"]
 def differing(): return {"a": (os.getpid,)}, ["a"]
-def rounding(): return {"a": (float, repr(1 + os.getpid() * 1e-16))}, ["a"]
+def rounding(): return {"a": (float, repr(1 + os.getpid() * 1e-15))}, ["a"]
 def exiting(): return {"a": (sys.exit, 3)}, ["a"]
 def unbuildable(): raise LookupError("no data here")
 
