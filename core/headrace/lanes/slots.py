@@ -10,6 +10,7 @@ in one task.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -57,7 +58,10 @@ class Batch:
         self.stalled = False  # has been reported once
         self.ended = False
         self.reporting = threading.Lock()
-        self.began_s = perf_counter()
+        # When its present task began. Before the first one has, the batch cannot stall: if all of it could be taken
+        # away from a thread that has not been given a processor yet, it could happen again and again, wherever the
+        # tasks go.
+        self.began_s = math.inf
 
     def end(self) -> list[int]:
         """Nothing more will run: returns what has not been started."""
@@ -97,8 +101,8 @@ def run_batch(
     measured = len(pending) <= MEASURED_BATCH
     spans: list[Span] = []
     cpu = width = -1.0
-    deadline = batch.began_s + budget_s
     start = perf_counter()
+    deadline = start + budget_s
     while pending:
         try:
             task = pending.popleft()
