@@ -35,6 +35,8 @@ from headrace.shell.processes import Processes
 from headrace.shell.threads import SlotThreads
 
 EXIT_TIMEOUT_S = 1.0
+_LAUNCH_S_PER_MODULE = 0.4e-3
+"""What a worker imports is much of what its owner has: 350 modules with dask alone (0.15 s), 1,300 with its frames."""
 
 
 class Runtime(Executor):
@@ -61,8 +63,8 @@ class Runtime(Executor):
         self._shield = InterruptShield()
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
-        self._futures = Futures(self._jobs, self._lock, self._post)
         self._threads = SlotThreads(self._jobs, self._post, lambda slot: slot in self._machine.slots)
+        self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait)
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
         self._performers: dict[type, Callable[[Any, After], None]] = {
             c.Release: self._processes.release,
@@ -175,6 +177,7 @@ class Runtime(Executor):
             limit=limit or self.settings.num_workers,
             caller=-job.number,
             nested=self._threads.nested,
+            launch_s=_LAUNCH_S_PER_MODULE * len(sys.modules),
         )
         return job, event
 

@@ -75,7 +75,9 @@ class FakeSlot:
     busy: bool = False
     alone: bool = True
     stalled: bool = False
+    blocked: bool = False
     waits_for: int | None = None  # the nested job that its task waits for
+    awaits: int | None = None  # the future that its task waits for
 
 
 @dataclass
@@ -326,7 +328,7 @@ class World:
 
     def running_slots(self) -> list[FakeSlot]:
         """Those whose task might call compute itself now."""
-        found = (slot for slot in self.slots.values() if slot.current is not None and slot.waits_for is None)
+        found = (slot for slot in self.slots.values() if slot.current is not None and not self._is_waiting(slot))
         return [slot for slot in found if slot.current is not None and self._is_known(slot.current)]
 
     # ---- what may happen next
@@ -347,7 +349,7 @@ class World:
         """What may go wrong now."""
         found: list[Action] = []
         for slot in self.slots.values():
-            if slot.current is not None and slot.waits_for is None and self._is_known(slot.current):
+            if slot.current is not None and not self._is_waiting(slot) and self._is_known(slot.current):
                 found.append(("raise here", lambda s=slot: self._raise_here(s)))  # type: ignore[misc]
         for worker in self.workers.values():
             found.append(("die", lambda w=worker: self.die(w)))  # type: ignore[misc]
@@ -361,10 +363,8 @@ class World:
         return found
 
     def _slot_actions(self, slot: FakeSlot) -> list[Action]:
-        if not slot.busy or slot.waits_for is not None:
-            if slot.waits_for is not None and not slot.stalled:
-                return [("stall", lambda: self._stall(slot))]
-            return []
+        if not slot.busy or self._is_waiting(slot):
+            return [("stall", lambda: self._stall(slot))] if slot.busy and not slot.stalled else []
         if slot.current is not None:
             found: list[Action] = [("end", lambda: self._end_task(slot))]
             if not slot.stalled:
@@ -402,11 +402,27 @@ class World:
     def _report(self, slot: FakeSlot) -> None:
         event = e.SlotRan(slot.number, slot.spans, list(slot.pending))
         slot.spans, slot.pending, slot.busy, slot.stalled = [], deque(), False, False
+        if slot.blocked:
+            del self.slots[slot.number]
         self.post(event)
 
     def _stall(self, slot: FakeSlot) -> None:
         returned, slot.pending, slot.stalled = list(slot.pending), deque(), True
         self.post(e.SlotStalled(slot.number, returned))
+
+    def await_future(self, slot: FakeSlot, task: int) -> None:
+        """The task that a slot is at waits for a future; if the thread is one of the pool, its slot is blocked."""
+        slot.awaits = task
+        while slot.number < 0 and (outer := self.jobs[slot.job].blocked) is not None:
+            slot = outer
+        if slot.number > 0 and not slot.blocked:
+            returned, slot.pending, slot.blocked = list(slot.pending), deque(), True
+            self.post(e.SlotBlocked(slot.number, returned))
+
+    def _is_waiting(self, slot: FakeSlot) -> bool:
+        if slot.awaits is not None and (slot.awaits not in self.futures or self.futures[slot.awaits].outcome):
+            slot.awaits = None
+        return slot.awaits is not None or slot.waits_for is not None
 
     def _raise_here(self, slot: FakeSlot) -> None:
         task, slot.current = slot.current, None

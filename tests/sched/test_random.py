@@ -60,6 +60,12 @@ class Anything(RuleBasedStateMachine):
         deps = data.draw(st.lists(st.sampled_from(held), max_size=2, unique=True)) if held else []
         self.world.submit_future(tuple(deps), family)
 
+    @rule(data=st.data(), family=st.sampled_from(FAMILIES))
+    @precondition(lambda self: self.world.running_slots())
+    def await_future(self, data: st.DataObject, family: str) -> None:
+        slot = data.draw(st.sampled_from(self.world.running_slots()))
+        self.world.await_future(slot, self.world.submit_future((), family))
+
     @rule(data=st.data())
     @precondition(lambda self: self.world.futures)
     def drop(self, data: st.DataObject) -> None:
@@ -119,6 +125,8 @@ def _random_step(world: World, rng: random.Random) -> None:
     elif chance < 0.08:
         held = list(world.futures)
         world.submit_future(tuple(rng.sample(held, min(len(held), rng.choice((0, 1, 2))))), rng.choice(FAMILIES))
+    elif chance < 0.085 and (running := world.running_slots()):
+        world.await_future(rng.choice(running), world.submit_future((), rng.choice(FAMILIES)))
     elif chance < 0.10 and world.futures:
         world.drop([rng.choice(list(world.futures))])
     elif chance < 0.11 and world.futures:

@@ -22,10 +22,8 @@ from headrace.sched.events import Span
 
 MEASURED_BATCH = 16
 """In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
-STALLED_S, OUTLIER_S = 0.002, 0.02
-"""A task of an unknown family that takes this long should not keep the others waiting, nor an outlier of a quick
-one."""
-
+WATCH_S = 0.002
+"""How often it is looked whether a batch is stuck."""
 
 STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
 """Only of a task this long that got less of the CPU than this is it asked whether other processes were to blame."""
@@ -49,13 +47,14 @@ class Batch:
     a batch first, and takes the slot for free while some of its tasks are in nobody's hands.
     """
 
-    __slots__ = ("began_s", "ended", "patience_s", "pending", "reporting", "slot", "stalled")
+    __slots__ = ("began_s", "blocked", "ended", "patience_s", "pending", "reporting", "slot", "stalled")
 
-    def __init__(self, slot: int, tasks: list[int]) -> None:
+    def __init__(self, slot: int, tasks: list[int], patience_s: float = 0.0) -> None:
         self.slot = slot
         self.pending = deque(tasks)
-        self.patience_s = STALLED_S if len(tasks) <= MEASURED_BATCH else OUTLIER_S
+        self.patience_s = patience_s  # after which it is stuck in a task; 0: nothing waits behind it
         self.stalled = False  # has been reported once
+        self.blocked = False  # likewise
         self.ended = False
         self.reporting = threading.Lock()
         # When its present task began. Before the first one has, the batch cannot stall: if all of it could be taken
@@ -203,7 +202,7 @@ class Watch:
                 if not self._batches:  # looked at again: a batch that came before saw nobody asleep
                     self._wake.get()
                 self._asleep = False
-            if self._stop.wait(STALLED_S):
+            if self._stop.wait(WATCH_S):
                 return
             for batch in self._batches.copy():
                 if not batch.stalled and perf_counter() - batch.began_s > batch.patience_s:

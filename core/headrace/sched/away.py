@@ -239,13 +239,11 @@ def steal(m: Machine) -> None:
     """Asks a worker for half of what it has not begun, since another worker, or this process, has nothing to do."""
     thief = next(iter(m.idle_workers), None)
     for victim in list(islice(m.victims, 4)):
-        last, _ = next(reversed(victim.queue.values()))
-        if not _suits(last, thief):
-            m.victims[victim] = m.victims.pop(victim)  # to the end of the line: what forbids it may pass
-            continue
-        del m.victims[victim]  # until something changes in its queue
         taken = _second_half(victim, thief)
-        if taken:
+        if not taken:
+            m.victims[victim] = m.victims.pop(victim)  # to the end of the line: what forbids it may pass
+        else:
+            del m.victims[victim]  # until something changes in its queue
             victim.revoking = True
             m.asked[victim] = None
             m.out.append(c.Revoke(victim.id, taken))

@@ -109,7 +109,7 @@ def _verify_value(m: Machine, task: Task) -> None:
 
 def _verify_place(m: Machine, task: Task) -> None:
     if task.state == HERE_QUEUED:
-        _holds(any(task in slot.batch for slot in m.busy), f"{task} is in no batch")
+        _holds(any(task in slot.batch for slot in m.slots.values()), f"{task} is in no batch")
         _holds(all(dep.here or dep.state == HERE_QUEUED for dep in task.deps), f"{task} is here and its inputs are not")
     elif task.state == AWAY:
         queues = [worker for worker in m.workers.values() if task.id in worker.queue]
@@ -142,7 +142,8 @@ def _verify_job(m: Machine, job: Job) -> None:
     open = sum(t.wanted and not t.here and t.state not in (FAILED, CANCELLED) for t in tasks)
     _holds(job.open == open, f"job {job.id} has {open} open values, not {job.open}")
     _holds(job.futures or open, f"job {job.id} is finished and still open")
-    engaged = {slot for slot in m.slots.values() if slot.job is job} | {w for w in m.workers.values() if job in w.jobs}
+    slots = {slot for slot in m.slots.values() if slot.job is job and not slot.blocked}
+    engaged = slots | {worker for worker in m.workers.values() if job in worker.jobs}
     _holds(engaged == set(job.engaged), f"job {job.id} has {engaged} engaged, not {set(job.engaged)}")
     _holds(len(engaged) <= job.limit, f"job {job.id} has {len(engaged)} engaged, more than {job.limit}")
     roomy = {worker for worker in m.roomy if job in worker.jobs}
@@ -164,6 +165,9 @@ def _consumers(tasks: list[Task]) -> Counter[Task]:
 
 def _verify_slot(m: Machine, slot: Slot) -> None:
     busy = slot in m.busy
+    if slot.blocked:
+        _holds(slot.job and not (busy or slot in m.pool or slot in m.idle or slot.wide or slot.gil), "it is still used")
+        return
     _holds(busy == (slot.job is not None), f"slot {slot.id} is {'busy' if busy else 'idle'} and its job says otherwise")
     _holds(busy or not (slot.batch or slot.wide or slot.gil or slot.stalled), f"slot {slot.id} is idle and not clear")
     _holds(slot.job is None or m.jobs.get(slot.job.id) is slot.job, f"slot {slot.id} is busy with a job that is over")
@@ -298,7 +302,8 @@ def _verify_stealing(m: Machine) -> None:
 
 def _verify_progress(m: Machine) -> None:
     """Whatever is open, something is on its way that will lead to an event."""
-    moving = bool(m.busy or m.fetching or any(w.queue or not w.up or w.stopping for w in m.workers.values()))
+    running = any(slot.job is not None for slot in m.slots.values())
+    moving = bool(running or m.fetching or any(w.queue or not w.up or w.stopping for w in m.workers.values()))
     for job in m.jobs.values():
         coming = any(t.job is job and t.wanted and t.state == DONE and not t.here for t in m.tasks.values())
         _holds(moving or coming or not job.open, f"job {job.id} is stuck")

@@ -12,12 +12,17 @@ from typing import TypeAlias
 
 @dataclass(slots=True)
 class RunHere:
-    """Let a slot run these tasks one after the other; it ends the batch early once ``budget_s`` is used up."""
+    """Let a slot run these tasks one after the other; it ends the batch early once ``budget_s`` is used up.
+
+    When one of them takes longer than ``patience_s``, what waits behind it is to be given back (``SlotStalled``); 0 if
+    nothing does.
+    """
 
     slot: int
     job: int
     tasks: list[int]
     budget_s: float
+    patience_s: float
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ class JobSubmitted:
         lane: ``auto``, ``inline``, ``threads`` or ``processes``.
         limit: how many of its tasks may run at once.
         nested: the caller is itself a running task, so its thread must be able to run any of them, or all could wait.
+        launch_s: what a new worker is expected to cost, imports included.
     """
 
     job: int
@@ -53,6 +54,7 @@ class JobSubmitted:
     limit: int
     caller: int | None
     nested: bool = False
+    launch_s: float = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,14 @@ class SlotRan:
 @dataclass(frozen=True, slots=True)
 class SlotStalled:
     """A slot is busy with one task for long; the rest of its batch was taken away from it unstarted."""
+
+    slot: int
+    returned: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBlocked:
+    """The task that a pool slot is at waits for a future; the rest of its batch was taken away from it unstarted."""
 
     slot: int
     returned: Sequence[int]
@@ -175,6 +185,7 @@ Event: TypeAlias = (
     | JobCancelled
     | SlotRan
     | SlotStalled
+    | SlotBlocked
     | WorkerStarted
     | WorkerRan
     | TaskRaised

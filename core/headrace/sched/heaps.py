@@ -10,17 +10,21 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from headrace.sched.policy import HOLDS, QUICK, WIDE
+from headrace.sched.policy import HOLDS, QUICK, WIDE, Family
 from headrace.sched.state import READY, Job, Task
 
 if TYPE_CHECKING:
     from headrace.sched.machine import Machine
 
 
+BRIEF_S = 0.005
+"""Tasks that hold the GIL and take less go in batches, as quick ones do: giving each out by itself costs too much."""
+
+
 def heap_of(m: Machine, task: Task) -> list[int]:
     """The heap in which a ready task waits for its kind of place.
 
-    quick: a batch of any one slot; free: a slot; wide: a slot, alone; gil: a slot, one at a time; away: a worker, but
+    quick: a batch of any one slot, as it is Python that runs and nothing is gained by a second one; free: a slot; wide: a slot, alone; gil: a slot, one at a time; away: a worker, but
     in lane ``auto`` a slot that has nothing else to do may take it, as from ``gil``, unless it took down a worker: it
     shall not take down this process.
 
@@ -38,7 +42,7 @@ def heap_of(m: Machine, task: Task) -> list[int]:
         if task.id in m.deaths and not task.pinned and not m.given_up:
             return job.away
         if task.family.movable and not task.pinned and not m.given_up:
-            if kind == HOLDS and task.family.moving_pays(m.up > 0, m.cores, m.now):
+            if kind == HOLDS and moving_pays(m, task.family):
                 return job.away
             for dep in task.deps:
                 if not dep.here:
@@ -47,8 +51,26 @@ def heap_of(m: Machine, task: Task) -> list[int]:
             if kind == WIDE:
                 return job.wide
             if kind == HOLDS:
-                return job.gil
+                return job.quick if task.family.wall_s < BRIEF_S else job.gil
     return job.quick if kind <= QUICK else job.free
+
+
+def is_quick(m: Machine, job: Job, family: Family) -> bool:
+    """Whether a task of this family, once it is ready, will belong in the heap ``quick`` of a job."""
+    if family.kind == HOLDS and job.lane == "auto" and not job.futures:
+        return family.wall_s < BRIEF_S and not moving_pays(m, family)
+    return family.kind <= QUICK
+
+
+def moving_pays(m: Machine, family: Family) -> bool:
+    """Whether tasks of this family, which hold the GIL, should go to worker processes.
+
+    As with hiring and buying: once what was lost for want of workers comes to what they cost, they are started, even if
+    no single graph is worth it.
+    """
+    return family.may_move(m.now) and (
+        m.up > 0 or (m.regret_s + family.pending * family.wall_s) * (1.0 - 1.0 / m.cores) > m.launch_s
+    )
 
 
 def make_ready(m: Machine, task: Task) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.heaps import head, heap_of, tidy
-from headrace.sched.policy import HOLDS, QUICK, WIDE
+from headrace.sched.heaps import head, heap_of, is_quick, tidy
+from headrace.sched.policy import HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, fetch_s, unplace
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from headrace.sched.machine import Machine
 
 QUICK_BATCH, QUICK_BUDGET_S = 1024, 0.005
+STALLED_S, OUTLIER_S = 0.002, 0.02
+"""A task of an unknown family that takes this long should not keep the others waiting, nor an outlier of a known
+one."""
+HELP_BELOW_S = 0.05
+"""The caller, too, runs tasks that take less: its thread's memory is warm, and nobody has to be woken. A longer one
+could keep it from hearing Ctrl-C: code in C is not interrupted."""
 UNKNOWN_BATCH = 16
 """Long enough to make the bookkeeping cheap, short enough to give memory back and to change course."""
 
@@ -65,16 +71,17 @@ def _choose(m: Machine, job: Job) -> Choice | None:
     pool = m.idle[-1] if m.idle else None
     best: Choice | None = None
     if m.wide == 0 or job.futures or job.lane != "auto":
+        helper = caller if job.lane == "auto" else None
         if job.quick and job.quick_slot is None:
             slot = caller if caller is not None and (job.lane == "auto" or job.nested) else pool
             best = _better(m, job.quick, slot, best)
-        if pool is not None:
-            best = _better(m, job.free, pool, best)
+        if pool is not None or helper is not None:
+            best = _better(m, job.free, pool, best, helper)
             if m.gil == 0 or job.futures:
-                best = _better(m, job.gil, pool, best)
+                best = _better(m, job.gil, pool, best, helper)
                 if job.lane == "auto":
-                    best = _better(m, job.away, pool, best)
-            best = _better(m, job.wide, pool, best)
+                    best = _better(m, job.away, pool, best, helper)
+            best = _better(m, job.wide, pool, best, helper)
             if best is not None and best[2] is job.wide and m.busy:
                 best = None  # it is not alone yet: whatever comes after it waits as well, or its turn would never come
     if best is None and job.nested and caller is not None:
@@ -83,12 +90,18 @@ def _choose(m: Machine, job: Job) -> Choice | None:
     return best
 
 
-def _better(m: Machine, heap: list[int], slot: Slot | None, best: Choice | None) -> Choice | None:
-    """The choice with the lower id."""
-    if slot is None or not heap:
+def _better(
+    m: Machine, heap: list[int], slot: Slot | None, best: Choice | None, helper: Slot | None = None
+) -> Choice | None:
+    """The choice with the lower id. ``helper``: the caller, who takes what is known to be over soon."""
+    if not heap:
         return best
     task = head(m, heap)
     if task is None or (best is not None and best[1].id < task.id):
+        return best
+    if helper is not None and task.family.runs and task.family.wall_s < HELP_BELOW_S:
+        slot = helper
+    if slot is None:
         return best
     if heap is task.job.away and not _may_stay(m, task):
         return best
@@ -109,12 +122,15 @@ def _may_stay(m: Machine, task: Task) -> bool:
 def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
     """Gives an idle slot its next batch, beginning with a task."""
     kind = task.family.kind
-    m.out.append(command := c.RunHere(slot.id, job.id, [task.id], QUICK_BUDGET_S if quick else 0.0))
+    m.out.append(command := c.RunHere(slot.id, job.id, [task.id], 0.0, 0.0))
     task.state = HERE_QUEUED
     slot.batch = [task]
     if quick:
         job.quick_slot = slot
         _extend(m, job, slot, command.tasks)
+        command.budget_s = QUICK_BUDGET_S
+        unknown = any(task.family.kind == UNKNOWN for task in slot.batch[:UNKNOWN_BATCH])
+        command.patience_s = STALLED_S if unknown else OUTLIER_S
     _engage(m, job, slot, kind)
 
 
@@ -149,7 +165,7 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
         if task.dependents is not None:
             for dependent in task.dependents:
                 if dependent.state == WAITING and (
-                    inline or (dependent.family.kind <= QUICK and dependent.id not in m.deaths)
+                    inline or (is_quick(m, job, dependent.family) and dependent.id not in m.deaths)
                 ):
                     count = pending[dependent] = pending.get(dependent, 0) + 1
                     if count == dependent.waiting:
@@ -187,10 +203,12 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
 def slot_ran(m: Machine, event: e.SlotRan) -> None:
     slot = m.slots.get(event.slot)
     neighbours = max(1, len(m.busy) - 1)
+    beside = any(other is not slot and other.batch and other.batch[-1].family.kind in PYTHON for other in m.busy)
     solo = slot is not None and slot.solo
     if slot is not None:
         _leave(m, slot)
-    _learn(m, event.spans, solo, neighbours)
+    if slot is None or not slot.blocked:  # otherwise they tell how long others took
+        _learn(m, event.spans, solo, neighbours, beside)
     tasks = m.tasks
     for span in event.spans:
         task = tasks.get(span[0])
@@ -218,6 +236,32 @@ def slot_stalled(m: Machine, event: e.SlotStalled) -> None:
     _take_back(m, event.returned)  # whatever is known of the slot: nobody else has them
 
 
+def slot_blocked(m: Machine, event: e.SlotBlocked) -> None:
+    """What a task waits for may need a slot, so the one that does nothing but wait does not count: a fresh one does."""
+    slot = m.slots.get(event.slot)
+    if slot is not None and slot.job is not None and not slot.caller and not slot.blocked:
+        job, batch = slot.job, slot.batch
+        _leave(m, slot)
+        _replace(m, slot)
+        returned = set(event.returned)
+        slot.batch = [task for task in batch if task.id not in returned]
+        if slot.batch:
+            slot.batch[-1].family.stalled()
+        slot.job, slot.blocked = job, True
+        m.slots[slot.id] = slot
+    _take_back(m, event.returned)
+
+
+def _replace(m: Machine, slot: Slot) -> None:
+    """A slot of the pool that is idle is taken out, and a fresh one put in."""
+    m.idle.remove(slot)
+    del m.slots[slot.id]
+    fresh = m.slots[m.next_slot] = Slot(m.next_slot)
+    m.pool[m.pool.index(slot)] = fresh
+    m.idle.append(fresh)
+    m.next_slot += 1
+
+
 def _take_back(m: Machine, returned: Iterable[int]) -> None:
     for number in returned:
         task = m.tasks.get(number)
@@ -227,6 +271,9 @@ def _take_back(m: Machine, returned: Iterable[int]) -> None:
 
 def _leave(m: Machine, slot: Slot) -> None:
     """A slot has ended its batch."""
+    if slot.blocked:
+        del m.slots[slot.id]
+        return
     m.busy.pop(slot, None)
     if m.solo is slot:
         m.solo = None
@@ -245,21 +292,15 @@ def _leave(m: Machine, slot: Slot) -> None:
 
 def retire_slots(m: Machine, job: Job) -> None:
     """The job ends. A thread cannot be stopped: pool slots that still run its tasks are replaced by fresh ones."""
-    for slot in list(job.engaged):
-        if isinstance(slot, Slot):
-            _leave(m, slot)
-            if not slot.caller:
-                m.idle.pop()
-                del m.slots[slot.id]
-                fresh = m.slots[m.next_slot] = Slot(m.next_slot)
-                m.pool[m.pool.index(slot)] = fresh
-                m.idle.append(fresh)
-                m.next_slot += 1
+    for slot in [slot for slot in m.slots.values() if slot.job is job]:
+        _leave(m, slot)
+        if not slot.caller and not slot.blocked:
+            _replace(m, slot)
     if job.caller is not None:
         del m.slots[job.caller.id]
 
 
-def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int) -> None:
+def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int, beside: bool) -> None:
     """Feeds the families; a run of quick tasks of one family counts as one sample of their mean."""
     tasks, i, n = m.tasks, 0, len(spans)
     while i < n:
@@ -275,4 +316,6 @@ def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int) -> 
                 total += spans[i].wall_s
                 i += 1
             span = span._replace(wall_s=total / (i - first))
-        family.ran_here(span, solo, neighbours, m.inline_below_s)
+        family.ran_here(span, solo, neighbours, beside, m.inline_below_s)
+        if family.kind == HOLDS and family.pending > 1 and family.may_move(m.now):
+            m.regret_s += span.wall_s

@@ -27,7 +27,8 @@ def job_submitted(m: Machine, event: e.JobSubmitted) -> None:
         caller = m.slots[event.caller] = Slot(event.caller, caller=True)
     job = Job(event.job, event.lane, max(1, event.limit), caller, event.nested)
     if m.up:
-        job.began_s = m.now
+        job.judged_from(m.now)
+    m.launch_s = event.launch_s
     m.jobs[job.id] = job
     m.autos += job.lane == "auto"
     _try_workers_again(m, job)
@@ -201,7 +202,8 @@ def finish(m: Machine, job: Job) -> None:
     """Every wanted value can be had. The shell releases those itself, once its caller has taken them."""
     m.out.append(c.FinishJob(job.id))
     if job.moved and job.began_s is not None:
-        judge(job.moved, sum(task.family.wall_s for task in job.tasks), m.now - job.began_s, m.now)
+        serial_s = sum(task.family.wall_s for task in job.tasks) - job.before_s
+        judge(job.moved, serial_s, m.now - job.began_s, m.now)
     close(m, job, finished=True)
 
 

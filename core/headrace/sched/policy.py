@@ -22,15 +22,16 @@ from collections.abc import Hashable, Iterable
 from headrace.sched.events import Span
 
 UNKNOWN, QUICK, FREE, WIDE, HOLDS = range(5)
+PYTHON = (QUICK, HOLDS)
 KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 
-LAUNCH_GAIN_S = 0.15
-"""A cold worker costs this much CPU time (start, imports); less expected gain than that is not worth it."""
 MOVE_BELOW = 2.0
 """A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
 too, and work in this process that is not measured here."""
 STARVED = 0.7
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
+BESIDE_S, BLOCKED = 0.005, 0.3
+"""A task beside which a neighbour that runs Python gets less than this share of a core keeps the GIL from it."""
 PAYS_BELOW, STAY_S = 0.9, 5.0
 """A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
 then its families stay here for so long, and twice as long each further time."""
@@ -39,21 +40,25 @@ RETEST_S = 2.0
 confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
+WIDTH_FROM_S = 0.001
+"""Of a shorter task this cannot be told: other threads of the process have to do something now and then."""
 
 
 class Family:
     """What is measured of one family. Times are smoothed: fast downwards (a first run pays for imports), slowly up."""
 
     __slots__ = (
+        "beside_others",
+        "beside_wall",
         "held_s",
         "kind",
         "movable",
         "name",
         "pending",
-        "regret_s",
         "remote_s",
         "retest_s",
         "runs",
+        "shared_all",
         "shared_cpu",
         "shared_runs",
         "shared_wall",
@@ -71,7 +76,6 @@ class Family:
         self.runs = 0
         self.pending = 0  # tasks of this family that are not done
         self.wall_s = 0.0
-        self.regret_s = 0.0  # what has run here while more of it waited and no worker was up
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
@@ -80,32 +84,36 @@ class Family:
         self.retest_s = RETEST_S
         self.width = 0.0
         self.solo_wall = self.solo_cpu = 0.0
-        self.shared_wall = self.shared_cpu = 0.0
-        self.shared_runs = 0
+        self.beside_wall = self.beside_others = 0.0
+        self._forget_shared()
 
-    def ran_here(self, span: Span, solo: bool, neighbours: int, inline_below_s: float) -> None:
+    def ran_here(self, span: Span, solo: bool, neighbours: int, beside: bool, inline_below_s: float) -> None:
         """Learns from a task that ran in this process.
 
         Args:
             solo: nothing else ran in this process meanwhile.
             neighbours: how many other slots were busy, when not solo.
+            beside: one of them ran Python.
         """
         wall, cpu = span.wall_s, span.cpu_s
         if self.kind == HOLDS:
             self._doubt(wall)
-            if self.pending > 1:
-                self.regret_s += wall
             if self.remote_s > MOVE_BELOW * self.wall_s:
                 self.remote_s *= 0.98  # it may have been a bad moment: every now and then one is sent to find out
         elif cpu >= 0.0:
             if solo:
                 self.solo_wall = 0.5 * self.solo_wall + wall
                 self.solo_cpu = 0.5 * self.solo_cpu + cpu
-                self.width = span.width if self.width == 0.0 else 0.5 * (self.width + span.width)
+                if wall > WIDTH_FROM_S:
+                    self.width = span.width if self.width == 0.0 else 0.5 * (self.width + span.width)
             elif neighbours:
                 self.shared_wall += wall
                 self.shared_cpu += cpu
+                self.shared_all += span.width * wall
                 self.shared_runs += 1
+                if beside:
+                    self.beside_wall += wall
+                    self.beside_others += span.width * wall - cpu
                 wall = min(wall, self._alone(wall, cpu))
         self._smooth(wall)
         if self.wall_s < inline_below_s:
@@ -120,12 +128,14 @@ class Family:
             self.kind = FREE
             self.held_s = 0.0
             self.retest_s *= 4.0
-            self.shared_wall = self.shared_cpu = 0.0
-            self.shared_runs = 0
+            self._forget_shared()
+
+    def _forget_shared(self) -> None:
+        self.shared_wall = self.shared_cpu = self.shared_all = 0.0
+        self.shared_runs = 0
 
     def ran_away(self, span: Span, inline_below_s: float) -> None:
         """Learns from a task that ran at a worker."""
-        self.regret_s = 0.0
         self._smooth(span.wall_s)
         cost = span.wall_s + span.transfer_s
         if self.remote_s > 0.0:
@@ -141,13 +151,9 @@ class Family:
         if self.kind == UNKNOWN:
             self.kind = FREE
 
-    def moving_pays(self, workers_up: bool, cores: int, now: float) -> bool:
-        """Whether tasks of this family, which hold the GIL, should go to worker processes."""
-        if not self.movable or self.remote_s > MOVE_BELOW * self.wall_s or now < self.stay_until_s:
-            return False
-        # As with hiring and buying: once what was lost for want of workers comes to what they cost, they are started,
-        # even if no single graph is worth it.
-        return workers_up or (self.regret_s + self.pending * self.wall_s) * (1.0 - 1.0 / cores) > LAUNCH_GAIN_S
+    def may_move(self, now: float) -> bool:
+        """Whether its tasks, if they hold the GIL, are not better off in this process."""
+        return self.movable and self.remote_s <= MOVE_BELOW * self.wall_s and now >= self.stay_until_s
 
     def _smooth(self, wall: float) -> None:
         if self.runs == 0:
@@ -163,19 +169,32 @@ class Family:
     def _slow_kind(self, neighbours: int) -> int:
         if self.width >= WIDE_ENTER or (self.kind == WIDE and self.width >= WIDE_LEAVE):
             return WIDE
+        if self.beside_wall > BESIDE_S:
+            # It is not kept waiting, but keeps others waiting: it does not let go of the GIL at all.
+            holds = self.beside_others < BLOCKED * self.beside_wall
+            self.beside_wall = self.beside_others = 0.0
+            if holds:
+                return HOLDS
         runs, wall = self.shared_runs, self.shared_wall
         if not ((runs >= 4 and wall > 8e-3) or (runs >= 2 and wall > 60e-3)):
             return FREE
-        share = self.shared_cpu / self.shared_wall
+        share = self.shared_cpu / wall
         if self.solo_wall > 0.0:
             starved = share < STARVED * self.solo_cpu / self.solo_wall
         else:
             # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O
             # gets anything.
             starved = abs(share - 1.0 / (neighbours + 1)) < 0.13
+        # While one waits for the GIL, its core is idle. If it is not, a library's own threads are at work, and what it
+        # waits for is them (a second call into OpenBLAS waits for the first).
+        helped = self.shared_all / wall > neighbours + share
         self.shared_wall *= 0.5
         self.shared_cpu *= 0.5
+        self.shared_all *= 0.5
         self.shared_runs //= 2
+        if starved and helped:
+            self.width = WIDE_ENTER
+            return WIDE
         return HOLDS if starved else FREE
 
 

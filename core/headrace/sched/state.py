@@ -78,6 +78,7 @@ class Job:
 
     __slots__ = (
         "away",
+        "before_s",
         "began_s",
         "caller",
         "engaged",
@@ -120,8 +121,15 @@ class Job:
         self.roomy: dict[Worker, None] = {}  # those engaged workers that have room in their queue
         self.quick_slot: Slot | None = None  # quick tasks hold the GIL by being Python: one slot at a time runs them
         self.spread: dict[Task, None] = {}  # tasks with copies at workers
-        self.began_s: float | None = None  # when it was submitted, if by then workers were up: see policy.judge
+        # Since when it has had workers, and the work that had been done by then: see policy.judge.
+        self.began_s: float | None = None
+        self.before_s = 0.0
         self.moved: dict[Family, None] = {}  # families of which lane ``auto`` has sent tasks to workers
+
+    def judged_from(self, now: float) -> None:
+        """There are workers for it from now on."""
+        self.began_s = now
+        self.before_s = sum(task.family.wall_s for task in self.tasks if task.state == DONE)
 
     def may_engage(self, who: Slot | Worker) -> bool:
         return len(self.engaged) < self.limit or who in self.engaged
@@ -135,7 +143,7 @@ class Job:
 class Slot:
     """A thread of this process that runs tasks: a pool thread, or the caller that waits for a job."""
 
-    __slots__ = ("batch", "caller", "gil", "id", "job", "solo", "stalled", "wide")
+    __slots__ = ("batch", "blocked", "caller", "gil", "id", "job", "solo", "stalled", "wide")
 
     def __init__(self, id: int, caller: bool = False) -> None:
         self.id = id
@@ -146,6 +154,7 @@ class Slot:
         self.wide = False  # runs a task that is parallel inside
         self.gil = False  # runs a task that holds the GIL
         self.stalled = False  # has been at one task for long, which may be waiting for another
+        self.blocked = False  # waits for a future: replaced in the pool, and gone for good at the end of its batch
 
 
 class Worker:

@@ -23,6 +23,9 @@ def worker_started(m: Machine, event: e.WorkerStarted) -> None:
     worker.up = True
     if not worker.stopping:
         m.up += 1
+        for job in m.jobs.values():
+            if job.began_s is None:
+                job.judged_from(m.now)
         m.failed_starts = 0
         worker.idle_since = m.now
         asked, m.asked = m.asked, {}
@@ -51,6 +54,7 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
         task.workers = worker.alone
         worker.holds[task] = task.job.spread[task] = None
         done(m, task)
+    m.regret_s = 0.0
     if orphans:
         m.out.append(c.Release(orphans, (worker.id,)))
     _progressed(m, worker)

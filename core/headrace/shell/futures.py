@@ -33,6 +33,19 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
         super().__init__()
         self._owner = owner
         self._task = task
+        self._waiters = _Waiters(owner.about_to_wait)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As that of ``concurrent.futures``. A task may call it: it does not keep another one from running."""
+        if not self.done():
+            self._owner.about_to_wait()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As that of ``concurrent.futures``; see :meth:`result`."""
+        if not self.done():
+            self._owner.about_to_wait()
+        return super().exception(timeout)
 
     def cancel(self) -> bool:
         """Cancels the task unless it has started; also cancels what depends on it. Does not block."""
@@ -44,6 +57,7 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
         """Has ``fn(future)`` called once the future is done: in a thread of its own, where it may wait for other
         futures, or at once if the future is done already."""
         if not self.done():
+            self._owner.about_to_wait()  # asyncio.wrap_future waits in this way
             fn = functools.partial(self._owner.callbacks.call, fn)
         super().add_done_callback(fn)
 
@@ -53,6 +67,18 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
         )
 
 
+class _Waiters(list[Any]):
+    """Where ``concurrent.futures.wait`` and ``as_completed`` leave a note when they are about to wait for a future."""
+
+    def __init__(self, about_to_wait: Callable[[], None]) -> None:
+        super().__init__()
+        self._about_to_wait = about_to_wait
+
+    def append(self, waiter: Any) -> None:
+        self._about_to_wait()
+        super().append(waiter)
+
+
 class Futures:
     """The futures of one runtime that are not done. Thread-safe.
 
@@ -60,12 +86,16 @@ class Futures:
         jobs: whose job of futures gets their calls.
         lock: the runtime's.
         post: hands an event to the machine.
+        about_to_wait: called in a thread that is about to wait for a future.
     """
 
-    def __init__(self, jobs: Jobs, lock: threading.Lock, post: Callable[[e.Event], object]) -> None:
+    def __init__(
+        self, jobs: Jobs, lock: threading.Lock, post: Callable[[e.Event], object], about_to_wait: Callable[[], None]
+    ) -> None:
         self._jobs = jobs
         self._lock = lock
         self.post = post
+        self.about_to_wait = about_to_wait
         self.callbacks = Callbacks()
         self.open: dict[int, RuntimeFuture] = {}
         self.dropped: deque[int] = deque()

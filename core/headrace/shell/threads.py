@@ -51,6 +51,13 @@ class SlotThreads:
         """Whether the current thread is inside a task."""
         return getattr(self._local, "depth", 0) > 0
 
+    def about_to_wait(self) -> None:
+        """The current thread will wait for a future: if it is of the pool, another one takes over its part."""
+        batch: Batch | None = getattr(self._local, "pool_batch", None)
+        if batch is not None and not batch.blocked:
+            batch.blocked = True
+            self._post(e.SlotBlocked(batch.slot, batch.take_back()))
+
     def enter(self, slot: int, mailbox: SimpleQueue[Any]) -> None:
         """From now on, what is for a caller's slot goes into its own mailbox."""
         self._mailboxes[slot] = mailbox
@@ -91,7 +98,7 @@ class SlotThreads:
             KeyboardInterrupt: a task raised it in the main thread: then it is the caller who was interrupted.
         """
         slot = command.slot
-        batch = Batch(slot, command.tasks)
+        batch = Batch(slot, command.tasks, command.patience_s)
         job = self._jobs.by_number.get(command.job)
         if job is None:
             return self._post(e.SlotRan(slot, [], batch.end()), slot=slot)
@@ -108,8 +115,10 @@ class SlotThreads:
         return self._post(e.TaskRaised(failure.task, e.HERE), ran, slot=slot)
 
     def _run_watched(self, job: Job, batch: Batch, budget_s: float) -> tuple[list[e.Span], Failure | None]:
-        local, watched = self._local, budget_s > 0.0
+        local, watched = self._local, batch.patience_s > 0.0
         self._batches[batch.slot] = batch
+        if batch.slot > 0:
+            local.pool_batch = batch
         if watched:
             self._watch.begin(batch)
         local.depth = getattr(local, "depth", 0) + 1
@@ -117,6 +126,8 @@ class SlotThreads:
             return run_batch(job, batch, budget_s, job.teller(batch.slot))
         finally:
             local.depth -= 1
+            if batch.slot > 0:
+                local.pool_batch = None
             del self._batches[batch.slot]
             if watched:
                 self._watch.end(batch)
