@@ -28,6 +28,7 @@ from headrace.graph import Graph
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
+from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures, RuntimeFuture
 from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Job, Jobs, Observer, Stored
@@ -123,19 +124,22 @@ class Runtime(Executor):
             WorkerDied: a task took down ``settings.max_deaths`` workers.
             UnpicklableError: lane ``processes`` is forced and a task or a result cannot travel.
         """
-        restore = self._shield.install()
+        restore, show_loop = self._shield.install(), hide_event_loop()
         job: Job | None = None
         try:
             job, event = self._open(graph, lane, limit, observer)
             failure = self._drive(job, event)
+            if failure is not None and rerun and not failure.deaths:
+                job.recompute(failure.task - job.base)
         except BaseException:
             if job is not None:
                 self._abandon(job)
             raise
         finally:
+            show_loop()
             restore()
         if failure is not None:
-            self._raise(job, failure, rerun)
+            self._raise(job, failure)
         try:
             values = [job.load(index) for index in graph.outputs]
         finally:
@@ -212,13 +216,11 @@ class Runtime(Executor):
         self._post(e.JobCancelled(job.number))
         self._collected(job)
 
-    def _raise(self, job: Job, failure: c.FailJob, rerun: bool) -> None:
+    def _raise(self, job: Job, failure: c.FailJob) -> None:
         index = failure.task - job.base
         try:
             if failure.deaths:
                 raise job.death(index, failure.deaths)
-            if rerun:
-                job.recompute(index)
             error = job.errors[index]
         finally:
             self._collected(job)
