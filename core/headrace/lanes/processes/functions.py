@@ -3,6 +3,9 @@
 A function is pickled anew for every job, not once and for all: a function of ``__main__`` travels by value, and its
 value includes globals that the user may have changed since (a notebook's cells). If the bytes are the same as before,
 it is the function that the workers know already.
+
+What a function is made of may read a setting while it is unpickled. So where workers follow other states of companions
+it is another function: it has another number, and is opened after they follow them, whatever is in their queue before.
 """
 
 from __future__ import annotations
@@ -10,15 +13,21 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from headrace.companions import States
 from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import Packed, pack
 
 _MOST_JOBS: Final = 256
 _MOST_FUNCTIONS: Final = 4096
 _MOST_BYTES: Final = 64 << 20
-_EMPTY: Final[dict[int, tuple[Any, int, Packed]]] = {}
+_MOST_VARIANTS: Final = 256
+
+_Place: TypeAlias = tuple[int, int]
+"""Id of a function and the variant of the states under which it is opened."""
+
+_EMPTY: Final[dict[_Place, tuple[Any, int, Packed]]] = {}
 
 
 class Functions:
@@ -27,40 +36,56 @@ class Functions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Keyed by id: callables need not be hashable. The function itself is kept, so that its id stays its own.
-        self._jobs: OrderedDict[int, dict[int, tuple[Callable[..., Any], int, Packed]]] = OrderedDict()
-        self._known: dict[bytes, tuple[int, Packed]] = {}
+        self._jobs: OrderedDict[int, dict[_Place, tuple[Callable[..., Any], int, Packed]]] = OrderedDict()
+        self._known: dict[tuple[bytes, int], tuple[int, Packed]] = {}
+        self._variants: dict[frozenset[tuple[str, bytes]], int] = {}
+        self._next_variant = 0
         self._next = 0
         self._bytes = 0
         self.oldest = 0
         """Numbers below this one are not given out any more."""
 
-    def number(self, job: int, fn: Callable[..., Any]) -> tuple[int, Packed]:
-        """The number and the pickle of a function in a job; the job is given by the base of its ids.
+    def variant(self, states: States) -> int:
+        """A number for what a worker follows: the same for equal states, never one for others."""
+        with self._lock:
+            if len(self._variants) >= _MOST_VARIANTS:
+                self._variants.clear()
+            variant = self._variants.setdefault(frozenset(states.items()), self._next_variant)
+            self._next_variant = max(self._next_variant, variant + 1)
+            return variant
+
+    def number(self, job: int, fn: Callable[..., Any], variant: int) -> tuple[int, Packed]:
+        """The number and the pickle of a function in a job.
+
+        Args:
+            job: the base of its ids.
+            fn: the function.
+            variant: of what the worker follows when it opens the function.
 
         Raises:
             UnpicklableError: it cannot be pickled.
             MustStayHere: it must not leave this process.
         """
-        found = self._jobs.get(job, _EMPTY).get(id(fn))
-        return (found[1], found[2]) if found is not None else self._add(job, fn)
+        found = self._jobs.get(job, _EMPTY).get((id(fn), variant))
+        return (found[1], found[2]) if found is not None else self._add(job, fn, variant)
 
-    def _add(self, job: int, fn: Callable[..., Any]) -> tuple[int, Packed]:
+    def _add(self, job: int, fn: Callable[..., Any], variant: int) -> tuple[int, Packed]:
         forbid_hash(fn)
         packed = pack(fn, "function")
         with self._lock:
             # Functions of one job may be as large as they like: forgetting one to send it again would be worse.
             if len(self._known) >= _MOST_FUNCTIONS or (self._bytes > _MOST_BYTES and job not in self._jobs):
                 self._forget_all()
-            known = self._known.get(packed.data) if not packed.buffers else None
+            known = self._known.get((packed.data, variant)) if not packed.buffers else None
             if known is None:
                 known = self._next, packed
                 self._next += 1
                 self._bytes += packed.size_bytes
                 if not packed.buffers:
-                    self._known[packed.data] = known
+                    self._known[packed.data, variant] = known
             while job not in self._jobs and len(self._jobs) >= _MOST_JOBS:
                 self._jobs.popitem(last=False)
-            self._jobs.setdefault(job, {})[id(fn)] = fn, *known
+            self._jobs.setdefault(job, {})[id(fn), variant] = fn, *known
             return known
 
     def _forget_all(self) -> None:

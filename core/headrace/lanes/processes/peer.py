@@ -43,6 +43,8 @@ class Peer:
         """``sys.path`` and working directory, as the worker knows them."""
         self.states: States = {}
         """Of the owner's companions, as the worker knows them."""
+        self.variant = -1
+        """Their number, as :class:`Functions` knows it."""
         self.started = False
         self.stopping = False
         self.dead = False

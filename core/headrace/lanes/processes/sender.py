@@ -153,13 +153,14 @@ class Sender:
             changed = {name: state for name, state in states.items() if peer.states.get(name) != state}
             peer.states = states
             if changed:
+                peer.variant = self._functions.variant(states)
                 frame.order(wire.FOLLOW, changed)
 
     def _encode_task(self, peer: Peer, frame: _Frame, task: int) -> Record:
         call, base = self._host.call_of(task)
         wanted = self._host.wanted(task)
         fn, args, kwargs, holes = call
-        number, packed = self._functions.number(base, fn)
+        number, packed = self._functions.number(base, fn, peer.variant)
         if number not in peer.functions:
             frame.ops.append((wire.FUNCTION, number, self._publications.lend(packed, peer.number)))
             self._attach(peer, frame, frame.ops[-1][2])
