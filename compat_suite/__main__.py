@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         suites = [suite for suite in recipe.suites if not options.suite or suite.name in options.suite]
         if not any(suite.ci if short else suite.targets for suite in suites):
             continue
-        python = options.python or venv.provide(recipe.requirements, options.venvs / recipe.name)
+        python = options.python or venv.provide(recipe.requirements, options.venvs / recipe.requirements.stem)
         root = Path(recipe.root) if recipe.root else site_packages(python)
         bench = Bench(python, options.output.absolute() / recipe.name, recipe.env, root, options.reuse_baseline)
         verdicts += run_recipe(recipe, bench, options.lane or recipes.LANES, short, options.suite, _say)

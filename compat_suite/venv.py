@@ -1,4 +1,4 @@
-"""An environment for each recipe: the versions it names, and this checkout of Headrace."""
+"""An environment for each list of versions that recipes name, with this checkout of Headrace in it."""
 
 from __future__ import annotations
 
