@@ -124,10 +124,14 @@ class Runtime(Executor):
             WorkerDied: a task took down ``settings.max_deaths`` workers.
             UnpicklableError: lane ``processes`` is forced and a task or a result cannot travel.
         """
-        restore, show_loop = self._shield.install(), hide_event_loop()
+        level = self._shield.level(self._threads.nested)
+        show_loop: Callable[[], None] | None = None
         job: Job | None = None
         try:
-            job, event = self._open(graph, lane, limit, observer)
+            self._shield.install()
+            with self._shield:
+                show_loop = hide_event_loop()
+                job, event = self._open(graph, lane, limit, observer)
             failure = self._drive(job, event)
             if failure is not None and rerun and not failure.deaths:
                 job.recompute(failure.task - job.base)
@@ -136,8 +140,9 @@ class Runtime(Executor):
                 self._abandon(job)
             raise
         finally:
-            show_loop()
-            restore()
+            if show_loop is not None:
+                show_loop()
+            self._shield.uninstall(level)
         if failure is not None:
             self._raise(job, failure)
         try:
@@ -190,31 +195,29 @@ class Runtime(Executor):
         caller = event.caller
         assert caller is not None
         self._threads.enter(caller, job.mailbox)
-        try:
-            item: Any = self._post(event, slot=caller)
-            while True:
-                if item is None:
-                    item = job.kept.popleft() if job.kept else job.mailbox.get()
-                kind = type(item)
-                if kind is c.RunHere:
-                    item = self._threads.run(item)
-                elif kind is c.FinishJob:
-                    return None
-                elif kind is c.FailJob:
-                    failed: c.FailJob = item
-                    return failed
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    item()
-                    item = None
-        finally:
-            self._threads.leave(caller)
+        item: Any = self._post(event, slot=caller)
+        while True:
+            if item is None:
+                item = job.kept.popleft() if job.kept else job.mailbox.get()
+            kind = type(item)
+            if kind is c.RunHere:
+                item = self._threads.run(item)
+            elif kind is c.FinishJob:
+                return None
+            elif kind is c.FailJob:
+                failed: c.FailJob = item
+                return failed
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                item()
+                item = None
 
     def _abandon(self, job: Job) -> None:
         """The caller leaves (Ctrl-C, a failing observer): whatever of its job is under way stops, or is ignored."""
-        self._post(e.JobCancelled(job.number))
-        self._collected(job)
+        with self._shield:
+            self._post(e.JobCancelled(job.number))
+            self._collected(job)
 
     def _raise(self, job: Job, failure: c.FailJob) -> None:
         index = failure.task - job.base
@@ -231,11 +234,13 @@ class Runtime(Executor):
 
     def _collected(self, job: Job) -> None:
         """The caller has taken what it wants: forget the job."""
-        with self._lock:
-            if not self._jobs.remove(job):
-                return
-            self._processes.forget([job.base + index for index in job.wanted])
-        self._threads.drop_closed()
+        with self._shield:
+            self._threads.leave(-job.number)
+            with self._lock:
+                if not self._jobs.remove(job):
+                    return
+                self._processes.forget([job.base + index for index in job.wanted])
+            self._threads.drop_closed()
 
     # ---- futures, and the end
 
@@ -271,10 +276,13 @@ class Runtime(Executor):
     def _stop(self) -> None:
         self._closed = True
         self._threads.stop_watching()
-        with self._lock:
-            advice = "let it finish before you call shutdown() or leave the with block"
-            clear_up = self._begin_afresh(RuntimeError(f"this Runtime was shut down while the graph ran; {advice}"))
-        clear_up()
+        advice = "let it finish before you call shutdown() or leave the with block"
+        error = RuntimeError(f"this Runtime was shut down while the graph ran; {advice}")
+        with self._shield:
+            with self._lock:
+                fail_futures, close_lane = self._begin_afresh(error)
+            fail_futures()
+        close_lane(EXIT_TIMEOUT_S)
         self._futures.callbacks.close()
         self._threads.join()
         observe.unregister(self)
@@ -306,9 +314,11 @@ class Runtime(Executor):
                     self._crash(error)
                     if _is_foreign(error):
                         raise
-            self._processes.flush()
-            for action in after:
-                action()
+            try:
+                self._processes.flush()
+            finally:
+                for action in after:
+                    action()
         return mine
 
     # What performs a command runs under the lock, and only enqueues: nothing here may block or call foreign code.
@@ -330,17 +340,24 @@ class Runtime(Executor):
             job.mailbox.put(command)
 
     def _crash(self, error: BaseException) -> None:
-        """An invariant broke, or a change was cut short by a signal handler that raises, such as that of a timeout.
-
-        Every waiting caller is told, and the runtime begins afresh, so that it stays usable.
-        """
+        """An invariant broke: every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
         report = InternalError(f"the scheduler broke: {error!r}")
         report.__cause__ = error
-        clear_up = self._begin_afresh(report)
+        fail_futures, close_lane = self._begin_afresh(report)
+
+        def clear_up() -> None:
+            fail_futures()
+            close_lane(EXIT_TIMEOUT_S)
+
         threading.Thread(target=clear_up, name="headrace-crash", daemon=True).start()
 
-    def _begin_afresh(self, error: BaseException) -> Callable[[], None]:
-        """Forgets all work: whoever waits for some gets ``error``. Returns what is to be done outside the lock."""
+    def _begin_afresh(self, error: BaseException) -> tuple[Callable[[], None], Callable[[float], None]]:
+        """Forgets all work: whoever waits for some gets ``error``.
+
+        Returns:
+            What is to be called outside the lock: the first fails all futures, the second stops the workers (argument:
+            timeout in seconds).
+        """
         for job in self._jobs.by_number.values():
             job.mailbox.put(error)
         fail_futures = self._futures.forsake(error)
@@ -348,12 +365,7 @@ class Runtime(Executor):
         self._threads.dismiss()
         self._machine = self._new_machine()
         self._jobs.reset(self.settings.lane)
-
-        def clear_up() -> None:
-            close_lane(EXIT_TIMEOUT_S)
-            fail_futures()
-
-        return clear_up
+        return fail_futures, close_lane
 
     # ---- looking in
 

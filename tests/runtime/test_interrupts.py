@@ -1,4 +1,4 @@
-"""Ctrl-C while state is being changed: it waits, and then does what the program wants it to do."""
+"""Signals while state is being changed: their handlers wait, and then do what the program wants them to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 SCRIPT_HEAD = """
 import os, signal
@@ -85,3 +87,86 @@ def test_a_signal_handler_that_raises_reaches_the_caller_and_leaves_the_runtime_
             print(rt.run(graph("f")), rt.submit(max, 3, 4).result())
     """)
     assert done.stdout.splitlines() == ["too late", "[2] 4"], done.stderr
+
+
+STORM = """
+    import random, time
+    from concurrent.futures import CancelledError, wait
+    from headrace import testing
+    from headrace.graph import Graph
+
+    class Alarm(Exception):
+        pass
+    def handler(number, frame):
+        raise Alarm("too late")
+    signal.signal(signal.SIGALRM, handler)
+    dice = random.Random(1)
+    rt = Runtime(lane="{lane}", num_workers=2, check=True)
+    graph = Graph(list(range(20)), [(testing.inc, (1,), None, ())] * 20, [()] * 20, ["inc"] * 20, list(range(20)))
+    futures, raised = [], 0
+
+    def work():
+        futures.append(rt.submit(testing.inc, len(futures)))
+        futures.append(rt.submit(testing.inc, futures[-1]))
+        futures.append(rt.submit(testing.inc, futures[-1]))
+        futures[dice.randrange(len(futures))].cancel()
+        assert rt.run(graph) == [2] * 20
+        try:
+            futures[-1].result()
+        except CancelledError:
+            pass
+
+    end_s = time.monotonic() + 1.5
+    while time.monotonic() < end_s:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 4e-3))
+            while True:
+                work()
+        except Alarm:
+            raised += 1
+    assert raised > 25, raised
+    rt.run(graph)  # puts back what an alarm has kept from being put back
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done, open_ones = wait(futures, timeout=20)
+    assert not open_ones, open_ones
+    for number, future in enumerate(futures):
+        assert future.cancelled() or future.exception() is None, future.exception()
+    del futures[:], done, future
+    assert rt.submit(testing.inc, 1).result() == 2
+    testing.wait_until(lambda: not rt.status()["jobs"], rt.status())
+    assert len(rt._jobs.by_number) == 1 and not rt._futures.open and not rt._shield._depth
+    rt.shutdown()
+    print("calm")
+"""
+
+
+@pytest.mark.parametrize("lane", ["inline", "threads", "processes"])
+def test_alarms_at_any_moment_leave_nothing_half_done(lane: str) -> None:
+    done = run(textwrap.dedent(STORM).format(lane=lane))
+    assert done.stdout.splitlines() == ["calm"], done.stderr
+
+
+def test_a_task_may_set_a_handler_and_put_back_what_it_found() -> None:
+    done = run("""
+        from headrace.graph import Graph
+        heard = []
+        def outer(number, frame):
+            heard.append("outer")
+        def inner(number, frame):
+            heard.append("inner")
+        signal.signal(signal.SIGUSR1, outer)
+        rt = Runtime(lane="inline")
+        def graph(fn):
+            return Graph(keys=[0], calls=[(fn, (), None, ())], deps=[()], families=["f"], outputs=[0])
+        def task():
+            found = signal.signal(signal.SIGUSR1, inner)
+            rt.run(graph(lambda: signal.raise_signal(signal.SIGUSR1)))
+            signal.signal(signal.SIGUSR1, found)
+            signal.raise_signal(signal.SIGUSR1)
+        rt.run(graph(task))
+        signal.raise_signal(signal.SIGUSR1)
+        rt.shutdown()
+        print(heard, signal.getsignal(signal.SIGUSR1) is outer)
+    """)
+    assert done.stdout.splitlines() == ["['inner', 'outer', 'outer'] True"], done.stderr

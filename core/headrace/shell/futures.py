@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from headrace.errors import UnpicklableError
@@ -151,9 +151,9 @@ class Futures:
                 try:
                     value = job.load(command.task)
                 except BaseException as error:
-                    future.set_exception(error)
+                    _resolve(future.set_exception, error)
                 else:
-                    future.set_result(value)
+                    _resolve(future.set_result, value)
 
             after.append(resolve)
 
@@ -163,14 +163,14 @@ class Futures:
         if future is not None:
             job, cause = self._jobs.futures, command.cause
             error = job.death(cause, command.deaths) if command.deaths else job.errors[cause]
-            after.append(lambda: future.set_exception(error))
+            after.append(lambda: _resolve(future.set_exception, error))
 
     def cancel(self, command: c.CancelFuture, after: After) -> None:
         """The task was cancelled before it started."""
         future = self.open.pop(command.task, None)
         if future is not None:
             # Not future.cancel(), which would only ask the machine once more.
-            after += (lambda: Future.cancel(future), future.set_running_or_notify_cancel)
+            after.append(lambda: Future.cancel(future) and future.set_running_or_notify_cancel())
 
     def forsake(self, error: BaseException) -> Callable[[], None]:
         """Forgets all futures; what is returned fails them, and is to be called outside the lock."""
@@ -178,9 +178,16 @@ class Futures:
 
         def fail() -> None:
             for future in futures:
-                future.set_exception(error)
+                _resolve(future.set_exception, error)
 
         return fail
+
+
+def _resolve(setter: Callable[[Any], None], outcome: Any) -> None:
+    try:
+        setter(outcome)
+    except InvalidStateError:
+        pass  # the program has set a result itself, as nobody keeps it from doing
 
 
 def _family(fn: Callable[..., Any]) -> Hashable:

@@ -116,19 +116,20 @@ class SlotThreads:
 
     def _run_watched(self, job: Job, batch: Batch, budget_s: float) -> tuple[list[e.Span], Failure | None]:
         local, watched = self._local, batch.patience_s > 0.0
-        self._batches[batch.slot] = batch
-        if batch.slot > 0:
-            local.pool_batch = batch
-        if watched:
-            self._watch.begin(batch)
-        local.depth = getattr(local, "depth", 0) + 1
+        depth = getattr(local, "depth", 0)
         try:
+            local.depth = depth + 1
+            if batch.slot > 0:
+                local.pool_batch = batch
+            self._batches[batch.slot] = batch
+            if watched:
+                self._watch.begin(batch)
             return run_batch(job, batch, budget_s, job.teller(batch.slot))
         finally:
-            local.depth -= 1
+            local.depth = depth
             if batch.slot > 0:
                 local.pool_batch = None
-            del self._batches[batch.slot]
+            self._batches.pop(batch.slot, None)
             if watched:
                 self._watch.end(batch)
 

@@ -71,8 +71,8 @@ class Sender:
                 finally:
                     peer.sending.release()
         except BaseException:
-            # Ctrl-C can come between any two steps. Nobody knows what the worker was told, so it goes, and whoever
-            # needs it hears that it died, as expected.
+            # Whatever went wrong: nobody knows what the worker was told, so it goes, and whoever needs it hears that it
+            # died, as expected.
             peer.stopping = True
             peer.kill()
             raise
