@@ -78,6 +78,7 @@ class FakeSlot:
     blocked: bool = False
     waits_for: int | None = None  # the nested job that its task waits for
     awaits: int | None = None  # the future that its task waits for
+    outer: FakeSlot | None = None  # of the caller of a nested job: the slot whose task that is
 
 
 @dataclass
@@ -95,6 +96,10 @@ class FakeWorker:
 
     def has_or_makes(self, task: int) -> bool:
         return task in self.values or task in self.promised
+
+    def refused(self, task: int) -> bool:
+        """Whether it has let go of a value that cannot leave it, and the machine has not heard yet."""
+        return any(isinstance(event, e.TaskUnpicklable) and event.task == task for event in self.outbox)
 
 
 class World:
@@ -150,7 +155,7 @@ class World:
             self.owner[base + index] = ("job", number)
         for index in job.literals:
             self.here[base + index] = expected[index]
-        self.slots[caller] = FakeSlot(caller)
+        self.slots[caller] = FakeSlot(caller, outer=inside)
         self.post(
             e.JobSubmitted(
                 number, base, deps, families, outputs, job.literals, job.pinned, lane,
@@ -205,7 +210,7 @@ class World:
         for task in command.tasks:
             assert not self._is_pinned(task), f"task {task} must not leave"
             for dep in self.deps_of(task):
-                known = dep in self.here or dep in self.published or worker.has_or_makes(dep)
+                known = dep in self.here or dep in self.published or worker.has_or_makes(dep) or worker.refused(dep)
                 assert known, f"task {task} is sent to worker {worker.number}, which cannot have its input {dep}"
             worker.promised.add(task)
         worker.inbox.append(command)
@@ -235,8 +240,10 @@ class World:
                 continue
             self.here.pop(task, None)
             self.published.pop(task, None)
-        for worker in command.workers:
-            self._tell(worker, command)
+        # As the lane does: it knows what it has sent along with a task for want of an input that was to be made there.
+        holding = [worker.number for worker in self.workers.values() if worker.values.keys() & command.tasks]
+        for number in {*command.workers, *holding}:
+            self._tell(number, command)
 
     def _obey_Launch(self, command: c.Launch) -> None:
         for number in command.workers:
@@ -413,8 +420,8 @@ class World:
     def await_future(self, slot: FakeSlot, task: int) -> None:
         """The task that a slot is at waits for a future; if the thread is one of the pool, its slot is blocked."""
         slot.awaits = task
-        while slot.number < 0 and (outer := self.jobs[slot.job].blocked) is not None:
-            slot = outer
+        while slot.outer is not None:
+            slot = slot.outer
         if slot.number > 0 and not slot.blocked:
             returned, slot.pending, slot.blocked = list(slot.pending), deque(), True
             self.post(e.SlotBlocked(slot.number, returned))

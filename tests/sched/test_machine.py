@@ -12,7 +12,7 @@ from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.away import LONG_S
 from headrace.sched.check import verify
-from headrace.sched.here import QUICK_BUDGET_S, UNKNOWN_BATCH
+from headrace.sched.here import OUTLIER_S, QUICK_BUDGET_S, STALLED_S, UNKNOWN_BATCH
 from headrace.sched.log import Log
 from headrace.sched.machine import FUTURES, Machine
 from headrace.sched.policy import FREE, HOLDS, QUICK, WIDE, Family
@@ -50,8 +50,8 @@ class Driver:
         more = {"literals": (), "pinned": (), **more}
         return self(e.JobSubmitted(job, base, deps, names, wanted, lane=lane, limit=limit, caller=caller, **more))
 
-    def know(self, name: str, kind: int, wall_s: float = 0.01) -> Family:
-        """A family that has been measured before."""
+    def know(self, name: str, kind: int, wall_s: float = 0.06) -> Family:
+        """A family that has been measured before; by default its tasks are too long for the caller."""
         family = self.machine.families[name] = Family(name)
         family.kind, family.wall_s, family.runs = kind, wall_s, 10
         return family
@@ -76,7 +76,7 @@ def span(task: int, wall_s: float = 0.01, cpu_s: float | None = None, width: flo
     return e.Span(task, 0.0, wall_s, wall_s if cpu_s is None else cpu_s, width, size, 0.0)
 
 
-def ran(slot: int, *tasks: int, returned: Sequence[int] = (), wall_s: float = 0.01) -> e.SlotRan:
+def ran(slot: int, *tasks: int, returned: Sequence[int] = (), wall_s: float = 0.06) -> e.SlotRan:
     return e.SlotRan(slot, [span(task, wall_s) for task in tasks], returned)
 
 
@@ -84,8 +84,10 @@ def ran_away(worker: int, *tasks: int, arrived: bool = True) -> e.WorkerRan:
     return e.WorkerRan(worker, [span(task) for task in tasks], tasks if arrived else ())
 
 
-def here(slot: int, *tasks: int, quick: bool = True, job: int = 1) -> c.RunHere:
-    return c.RunHere(slot, job, list(tasks), QUICK_BUDGET_S if quick else 0.0)
+def here(slot: int, *tasks: int, quick: bool = True, known: bool = True, job: int = 1) -> c.RunHere:
+    if not quick:
+        return c.RunHere(slot, job, list(tasks), 0.0, 0.0)
+    return c.RunHere(slot, job, list(tasks), QUICK_BUDGET_S, OUTLIER_S if known else STALLED_S)
 
 
 # ---- this process
@@ -93,7 +95,7 @@ def here(slot: int, *tasks: int, quick: bool = True, job: int = 1) -> c.RunHere:
 
 def test_unknown_tasks_go_to_the_caller_in_one_short_batch() -> None:
     d = Driver()
-    assert d.submit([()] * 20, outputs=range(20)) == [here(CALLER, *range(BASE, BASE + UNKNOWN_BATCH))]
+    assert d.submit([()] * 20, outputs=range(20)) == [here(CALLER, *range(BASE, BASE + UNKNOWN_BATCH), known=False)]
 
 
 def test_quick_tasks_follow_in_long_batches_and_the_job_finishes() -> None:
@@ -120,6 +122,49 @@ def test_free_tasks_fill_the_pool_one_each() -> None:
     assert d(ran(2, 101)) == [here(2, 102, quick=False)]
 
 
+def test_the_caller_helps_with_what_is_over_soon() -> None:
+    d = Driver()
+    d.know("f", FREE, 0.01)
+    assert d.submit([()] * 3, outputs=range(3)) == [here(CALLER, 100, quick=False), here(1, 101, quick=False)]
+    assert d(ran(CALLER, 100, wall_s=0.01)) == [here(CALLER, 102, quick=False)]
+
+
+def test_brief_tasks_that_hold_the_gil_go_in_batches() -> None:
+    d = Driver()
+    d.know("gil", HOLDS, 0.002)
+    assert d.submit([()] * 5, families="gil", outputs=range(5)) == [here(CALLER, 100, 101, 102)]
+
+
+def test_a_slot_that_waits_for_a_future_is_replaced_and_goes_in_the_end() -> None:
+    d = Driver(cores=1)
+    d.know("f", FREE)
+    fresh = 1 << 20
+    assert d(e.FutureSubmitted(1, (), "f")) == [here(1, 1, quick=False, job=FUTURES)]
+    assert d(e.FutureSubmitted(2, (), "f")) == []
+    assert d(e.SlotBlocked(1, [])) == [here(fresh, 2, quick=False, job=FUTURES)]
+    assert d(e.SlotBlocked(1, [])) == []
+    assert d(ran(fresh, 2)) == [c.FinishFuture(2)]
+    assert d(ran(1, 1)) == [c.FinishFuture(1)]
+    assert list(d.machine.slots) == [fresh]
+
+
+def test_what_a_blocked_slot_has_not_begun_goes_elsewhere() -> None:
+    d = Driver(cores=1, lane="threads")
+    d.know("f", QUICK, 1e-6)
+    d.submit([()] * 3, "threads", outputs=range(3))
+    assert d(e.SlotBlocked(1, [101, 102])) == [here(1 << 20, 101, 102)]
+
+
+def test_a_job_that_ends_forgets_a_blocked_slot() -> None:
+    d = Driver(cores=1)
+    d.know("f", FREE)
+    d.submit([()], outputs=[0])
+    d(e.SlotBlocked(1, []))
+    d(e.JobCancelled(1))
+    assert d(ran(1, 100)) == []
+    assert list(d.machine.slots) == [1 << 20]
+
+
 def test_quick_tasks_do_not_wait_behind_slow_ones() -> None:
     d = Driver()
     d.know("slow", FREE)
@@ -134,7 +179,7 @@ def test_a_wide_task_runs_alone() -> None:
     d.know("free", FREE)
     assert d.submit([()] * 3, families=["free", "wide", "free"], outputs=range(3)) == [here(1, 100, quick=False)]
     assert d(ran(1, 100)) == [here(1, 101, quick=False)]
-    assert d(e.SlotRan(1, [span(101, 0.01, 0.01, width=4.0)], [])) == [here(1, 102, quick=False)]
+    assert d(e.SlotRan(1, [span(101, 0.06, 0.06, width=4.0)], [])) == [here(1, 102, quick=False)]
 
 
 def test_of_tasks_that_hold_the_gil_one_runs_here() -> None:
@@ -146,8 +191,8 @@ def test_of_tasks_that_hold_the_gil_one_runs_here() -> None:
 
 def test_many_that_hold_the_gil_have_workers_started() -> None:
     d = Driver()
-    d.know("gil", HOLDS)
-    assert d.submit([()] * 90, families="gil", outputs=range(90)) == [here(1, 100, quick=False), c.Launch((1,))]
+    d.know("gil", HOLDS, 0.01)
+    assert d.submit([()] * 90, families="gil", outputs=range(90)) == [here(CALLER, 100, quick=False), c.Launch((1,))]
     (run,) = d(e.WorkerStarted(1))
     assert isinstance(run, c.RunAt)
     assert run.tasks[0] == 101
@@ -164,7 +209,7 @@ def test_a_stalled_slot_gives_the_rest_to_another() -> None:
 
 def test_lane_threads_leaves_the_caller_alone() -> None:
     d = Driver()
-    assert d.submit([()] * 2, "threads", outputs=range(2)) == [here(1, 100, 101)]
+    assert d.submit([()] * 2, "threads", outputs=range(2)) == [here(1, 100, 101, known=False)]
 
 
 def test_lane_inline_runs_everything_in_the_caller() -> None:
@@ -490,7 +535,7 @@ def test_what_failed_when_it_was_to_be_sent_leaves_the_queue() -> None:
 
 def test_futures_feed_each_other_and_are_dropped() -> None:
     d = Driver()
-    assert d(e.FutureSubmitted(1, (), "f")) == [here(1, 1, job=FUTURES)]
+    assert d(e.FutureSubmitted(1, (), "f")) == [here(1, 1, job=FUTURES, known=False)]
     assert d(e.FutureSubmitted(2, (1,), "f")) == []
     assert d(ran(1, 1, wall_s=1e-6)) == [c.FinishFuture(1), here(1, 2, job=FUTURES)]
     assert d(e.FuturesDropped((1,))) == []

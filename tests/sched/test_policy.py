@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from headrace.sched.events import Span
-from headrace.sched.policy import FREE, HOLDS, LAUNCH_GAIN_S, PAYS_BELOW, QUICK, STAY_S, WIDE, Family, judge
+from headrace.sched.policy import FREE, HOLDS, PAYS_BELOW, QUICK, STAY_S, WIDE, Family, judge
 
 INLINE_BELOW_S = 1e-4
 
 
 def run_here(
-    family: Family, times: int, wall_s: float, share: float = 1.0, width: float = 1.0, solo: bool = True
+    family: Family,
+    times: int,
+    wall_s: float,
+    share: float = 1.0,
+    width: float = 1.0,
+    solo: bool = True,
+    beside: bool = False,
 ) -> None:
     for _ in range(times):
-        family.ran_here(Span(0, 0.0, wall_s, share * wall_s, width, -1, 0.0), solo, 0 if solo else 1, INLINE_BELOW_S)
+        family.ran_here(
+            Span(0, 0.0, wall_s, share * wall_s, width, -1, 0.0), solo, 0 if solo else 1, beside, INLINE_BELOW_S
+        )
 
 
 def run_away(family: Family, times: int, wall_s: float, transfer_s: float = 0.0) -> None:
@@ -48,38 +56,44 @@ def test_waiting_for_io_is_not_waiting_for_the_gil() -> None:
     assert family.kind == FREE
 
 
-def test_workers_are_started_once_their_want_has_cost_as_much_as_they_do() -> None:
-    family = gil_holder()
-    family.pending = 2
-    assert not family.moving_pays(False, 2, 0.0)
-    assert family.moving_pays(True, 2, 0.0)
-    run_here(family, round(2 * LAUNCH_GAIN_S / 0.01) + 1, 0.01)
-    assert family.moving_pays(False, 2, 0.0)
-
-
 def test_the_first_run_at_a_worker_does_not_decide() -> None:
     family = gil_holder()
     run_away(family, 1, 0.01, transfer_s=0.5)
-    assert family.moving_pays(True, 2, 0.0)
+    assert family.may_move(0.0)
     run_away(family, 20, 0.01, transfer_s=0.05)
-    assert not family.moving_pays(True, 2, 0.0)
+    assert not family.may_move(0.0)
     run_here(family, 100, 0.01)  # the verdict fades, so that one is sent again to find out
-    assert family.moving_pays(True, 2, 0.0)
+    assert family.may_move(0.0)
 
 
 def test_what_moved_in_vain_stays_for_a_while_and_longer_each_time() -> None:
     family = gil_holder()
     judge([family], serial_s=1.0, took_s=PAYS_BELOW + 0.01, now=0.0)
-    assert not family.moving_pays(True, 2, STAY_S - 0.1)
-    assert family.moving_pays(True, 2, STAY_S)
+    assert not family.may_move(STAY_S - 0.1)
+    assert family.may_move(STAY_S)
     judge([family], serial_s=1.0, took_s=PAYS_BELOW + 0.01, now=10.0)
-    assert not family.moving_pays(True, 2, 10.0 + 2 * STAY_S - 0.1)
+    assert not family.may_move(10.0 + 2 * STAY_S - 0.1)
     judge([family], serial_s=1.0, took_s=0.5, now=100.0)
     assert family.vain == 0
-    assert family.moving_pays(True, 2, 100.0)
+    assert family.may_move(100.0)
 
 
 def test_an_old_verdict_is_doubted() -> None:
     family = gil_holder()
     run_here(family, 250, 0.01)
+    assert family.kind == FREE
+
+
+def test_a_neighbour_of_a_parallel_library_is_not_taken_to_wait_for_the_gil() -> None:
+    family = Family("f")
+    run_here(family, 6, 0.02, share=0.5, width=2.0, solo=False)
+    assert family.kind == WIDE
+
+
+def test_what_keeps_others_from_running_holds_the_gil_though_it_never_waits() -> None:
+    family = Family("f")
+    run_here(family, 6, 0.002, width=1.05, solo=False, beside=True)
+    assert family.kind == HOLDS
+    family = Family("f")
+    run_here(family, 6, 0.002, width=1.9, solo=False, beside=True)
     assert family.kind == FREE

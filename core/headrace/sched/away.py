@@ -41,17 +41,18 @@ LATE_S = 0.1
 """A worker that says nothing for this long takes longer than expected, whatever its queue looks like."""
 
 
-def place_away(m: Machine, job: Job) -> None:
-    """Queues tasks of a job at workers as long as both are there."""
+def place_away(m: Machine, job: Job) -> bool:
+    """Queues tasks of a job at workers as long as both are there; whether there were any."""
+    placed = False
     while m.roomy:
         task = head(m, job.away)
-        if task is None:
-            return
-        worker = _choose(m, job, task)
-        if worker is None:
-            return
+        worker = None if task is None else _choose(m, job, task)
+        if task is None or worker is None:
+            break
         heappop(job.away)
         _fill(m, job, worker, task)
+        placed = True
+    return placed
 
 
 def _choose(m: Machine, job: Job, task: Task) -> Worker | None:

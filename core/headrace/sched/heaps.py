@@ -24,9 +24,9 @@ BRIEF_S = 0.005
 def heap_of(m: Machine, task: Task) -> list[int]:
     """The heap in which a ready task waits for its kind of place.
 
-    quick: a batch of any one slot, as it is Python that runs and nothing is gained by a second one; free: a slot; wide: a slot, alone; gil: a slot, one at a time; away: a worker, but
-    in lane ``auto`` a slot that has nothing else to do may take it, as from ``gil``, unless it took down a worker: it
-    shall not take down this process.
+    quick: a batch of any one slot, as it is Python that runs and nothing is gained by a second one; free: a slot; wide:
+    a slot, alone; gil: a slot, one at a time; away: a worker, but in lane ``auto`` a slot that has nothing else to do
+    may take it, as from ``gil``, unless it took down a worker: it shall not take down this process.
 
     Futures are neither wide nor one at a time: a task that waits for a future which must wait for that task would never
     end.

@@ -27,11 +27,11 @@ def place(m: Machine) -> None:
             again = True
             while again:
                 place_here(m, job)
-                m.moved = False
+                again = m.moved = False
                 if job.away:
                     launch(m, job)
-                    place_away(m, job)
-                again = m.moved  # to another heap, which has been looked at already
+                    again = place_away(m, job)  # workers have more to do now: what would wait for them may stay
+                again |= m.moved  # to another heap, which has been looked at already
         if not job.hungry:
             m.hungry.pop(job, None)
     if m.victims and (m.idle_workers or (m.autos and not m.busy)):

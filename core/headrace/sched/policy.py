@@ -32,7 +32,7 @@ STARVED = 0.7
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
 BESIDE_S, BLOCKED = 0.005, 0.3
 """A task beside which a neighbour that runs Python gets less than this share of a core keeps the GIL from it."""
-PAYS_BELOW, STAY_S = 0.9, 5.0
+PAYS_BELOW, STAY_S = 1.0, 5.0
 """A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
 then its families stay here for so long, and twice as long each further time."""
 RETEST_S = 2.0
