@@ -28,6 +28,7 @@ from headrace.graph import Graph
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
+from headrace.sched.state import AWAY, HERE_QUEUED
 from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures, RuntimeFuture
 from headrace.shell.interrupts import InterruptShield
@@ -65,7 +66,7 @@ class Runtime(Executor):
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
         self._threads = SlotThreads(self._jobs, self._post, lambda slot: slot in self._machine.slots)
-        self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait)
+        self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
         self._performers: dict[type, Callable[[Any, After], None]] = {
             c.Release: self._processes.release,
@@ -84,6 +85,11 @@ class Runtime(Executor):
 
     def _bring(self, task: int) -> Any:
         return self._processes.bring(task)
+
+    def _is_running(self, task: int) -> bool:
+        with self._shield, self._lock:
+            found = self._machine.tasks.get(task)
+            return found is not None and found.state in (HERE_QUEUED, AWAY)
 
     def _new_machine(self) -> Machine:
         s = self.settings
@@ -276,6 +282,7 @@ class Runtime(Executor):
     def _stop(self) -> None:
         self._closed = True
         self._threads.stop_watching()
+        self._futures.dropped.close()
         advice = "let it finish before you call shutdown() or leave the with block"
         error = RuntimeError(f"this Runtime was shut down while the graph ran; {advice}")
         with self._shield:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,21 @@ def test_cancel_takes_dependents_with_it(lane: str, tmp_path: Path) -> None:
         first.result()
 
 
+def test_running_is_what_cannot_be_cancelled(lane: str, tmp_path: Path) -> None:
+    with Runtime(lane=lane, num_workers=1) as rt:
+        first = rt.submit(testing.hold, tmp_path)
+        second = rt.submit(testing.inc, first)
+        testing.wait_for_start(tmp_path)
+        assert first.running()
+        assert not first.cancel()
+        assert not second.running()
+        assert second.cancel()
+        assert not second.running()
+        testing.let_go(tmp_path)
+        first.result()
+        assert not first.running()
+
+
 def test_dropped_futures_free_their_values(rt: Runtime) -> None:
     future = rt.submit(testing.make_bytes, 1 << 20)
     for _ in range(20):
@@ -133,6 +149,26 @@ def test_dropped_futures_free_their_values(rt: Runtime) -> None:
     gc.collect()
     rt.submit(testing.inc, 0).result()
     assert len(rt._jobs.futures.values) <= 3
+
+
+def test_values_of_dropped_futures_go_without_a_further_event(rt: Runtime) -> None:
+    futures = [rt.submit(testing.make_array, 1 << 20) for _ in range(3)]
+    values = [future.result() for future in futures]
+    gone = [weakref.ref(value) for value in values]
+    del futures, values
+    testing.wait_until(lambda: all(ref() is None for ref in gone), timeout_s=2.0)
+    testing.wait_until(lambda: not rt.status()["store"].get("published_bytes"))
+    assert not rt.status()["tasks"]["done"]
+
+
+def test_a_future_that_the_program_resolves_itself_breaks_nothing(rt: Runtime, tmp_path: Path) -> None:
+    future = rt.submit(testing.inc, 1)
+    testing.wait_until(future.done)
+    held = rt.submit(testing.hold, tmp_path)
+    held.set_result("mine")
+    testing.let_go(tmp_path)
+    assert rt.submit(testing.inc, 2).result() == 3
+    assert held.result() == "mine"
 
 
 def test_graph_runs(rt: Runtime) -> None:

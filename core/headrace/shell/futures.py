@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
@@ -18,6 +17,7 @@ from headrace.errors import UnpicklableError
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.shell.callbacks import Callbacks
+from headrace.shell.dropped import Dropped
 from headrace.shell.jobs import Jobs, number_in_block
 from headrace.task import Call, Slotted, call_nested, map_nested
 
@@ -46,6 +46,11 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
         if not self.done():
             self._owner.about_to_wait()
         return super().exception(timeout)
+
+    def running(self) -> bool:
+        """Whether the task has been handed to a thread or a worker process, where it may still stand in a short queue:
+        then it cannot be cancelled. What is taken back from there, to run elsewhere, is not running again."""
+        return not self.done() and self._owner.is_running(self._task)
 
     def cancel(self) -> bool:
         """Cancels the task unless it has started; also cancels what depends on it. Does not block."""
@@ -85,33 +90,40 @@ class Futures:
     Args:
         jobs: whose job of futures gets their calls.
         lock: the runtime's.
-        post: hands an event to the machine.
+        post: hands events to the machine, and tells it of futures that were dropped.
         about_to_wait: called in a thread that is about to wait for a future.
+        is_running: whether a task has been handed out.
     """
 
     def __init__(
-        self, jobs: Jobs, lock: threading.Lock, post: Callable[[e.Event], object], about_to_wait: Callable[[], None]
+        self,
+        jobs: Jobs,
+        lock: threading.Lock,
+        post: Callable[..., object],
+        about_to_wait: Callable[[], None],
+        is_running: Callable[[int], bool],
     ) -> None:
         self._jobs = jobs
         self._lock = lock
         self.post = post
         self.about_to_wait = about_to_wait
+        self.is_running = is_running
         self.callbacks = Callbacks()
         self.open: dict[int, RuntimeFuture] = {}
-        self.dropped: deque[int] = deque()
-        """Tasks whose future nobody holds any more. A finalizer runs anywhere, even under the lock: it only appends."""
+        self.dropped = Dropped(post)
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RuntimeFuture:
         """Makes a task of a call, whose arguments may contain futures of ours."""
         call, deps = self._call(fn, args, kwargs)
         with self._lock:
+            self.dropped.start()
             task = self._jobs.new_future()
         job, future = self._jobs.futures, RuntimeFuture(self, task)
         job.calls[task] = call
         job.deps[task] = deps
         job.keys[task] = f"{getattr(fn, '__name__', type(fn).__name__)}-{number_in_block(task)}"
         self.open[task] = future
-        weakref.finalize(future, self.dropped.append, task).atexit = False
+        weakref.finalize(future, self.dropped.note, task).atexit = False
         self.post(e.FutureSubmitted(task, deps, _family(fn)))
         return future
 
@@ -134,12 +146,10 @@ class Futures:
 
     def take_dropped(self) -> e.FuturesDropped:
         """The event that says which futures nobody holds any more; under the lock."""
-        tasks = []
-        while self.dropped:
-            task = self.dropped.popleft()
+        tasks = self.dropped.take()
+        for task in tasks:
             self._jobs.futures.errors.pop(task, None)
-            tasks.append(task)
-        return e.FuturesDropped(tuple(tasks))
+        return e.FuturesDropped(tasks)
 
     def finish(self, command: c.FinishFuture, after: After) -> None:
         """The value is here or published."""
