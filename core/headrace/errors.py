@@ -21,6 +21,9 @@ A user's own exception is never wrapped: it reaches the caller as itself, with t
 
 from __future__ import annotations
 
+NOT_STARTED = "not started"
+"""With what the reason begins of a worker that died before it could run anything."""
+
 
 class HeadraceError(Exception):
     """Root of every error that Headrace raises on its own account."""
@@ -66,13 +69,13 @@ class MustStayHere(UnpicklableError):
 
 
 class WorkerDied(HeadraceError, RuntimeError):
-    """A task was given up because the workers that ran it kept dying.
+    """A task was given up because the workers that ran it kept dying, or because none could be started.
 
     Attributes:
         task: the task's key, as text.
-        attempts: how many workers it took down.
+        attempts: how many workers it took down, or were to be started in vain.
         reason: how the last one ended, for example ``"killed by SIGSEGV"`` or ``"exit code 3"``.
-        rss_bytes: resident memory of the last worker shortly before its death; 0 when not known.
+        rss_bytes: the most resident memory that is known of the last worker; 0 when not known.
     """
 
     def __init__(self, task: str, attempts: int, reason: str, rss_bytes: int = 0) -> None:
@@ -80,11 +83,15 @@ class WorkerDied(HeadraceError, RuntimeError):
         self.attempts = attempts
         self.reason = reason
         self.rss_bytes = rss_bytes
-        memory = f", resident memory {rss_bytes / 2**20:.0f} MiB" if rss_bytes else ""
-        super().__init__(
-            f"task {task} was given up after it took down {attempts} worker process(es); the last one was {reason}"
-            f"{memory}. Run it with lane='threads' or scheduler='sync' to see where it crashes."
-        )
+        if reason.startswith(NOT_STARTED):
+            tried = f"in {attempts} attempt(s); the last one was {reason}"
+            why = f"because no worker process could be started for it, {tried}"
+            advice = "Run it with lane='threads', which needs none."
+        else:
+            memory = f", resident memory {rss_bytes / 2**20:.0f} MiB" if rss_bytes else ""
+            why = f"after it took down {attempts} worker process(es); the last one was {reason}{memory}"
+            advice = "Run it with lane='threads' or scheduler='sync' to see where it crashes."
+        super().__init__(f"task {task} was given up {why}. {advice}")
 
     def __reduce__(self) -> tuple[type[WorkerDied], tuple[str, int, str, int]]:
         return WorkerDied, (self.task, self.attempts, self.reason, self.rss_bytes)

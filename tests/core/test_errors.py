@@ -65,6 +65,13 @@ def test_a_worker_death_tells_task_attempts_reason_and_memory() -> None:
     assert "memory" not in str(errors.WorkerDied("fit-0", 1, "exit code 3"))
 
 
+def test_when_no_worker_could_be_started_no_task_is_blamed() -> None:
+    text = str(errors.WorkerDied("fit-0", 3, "not started: no process is left"))
+    assert text.startswith("task fit-0 was given up because no worker process could be started for it, in 3 attempt(s)")
+    assert "no process is left" in text
+    assert "took down" not in text
+
+
 @pytest.mark.parametrize(
     "error",
     [errors.WorkerDied("a", 2, "exit code 3", 5)]

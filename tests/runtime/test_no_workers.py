@@ -22,8 +22,16 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("how", ["run", "submit"])
 def test_the_error_says_why(how: str) -> None:
-    with Runtime(lane="processes", num_workers=1) as rt, pytest.raises(WorkerDied, match=r"not started: .*/nowhere/py"):
+    why = r"no worker process could be started.* not started: .*/nowhere/py"
+    with Runtime(lane="processes", num_workers=1) as rt, pytest.raises(WorkerDied, match=why):
         rt.run(GRAPH) if how == "run" else rt.submit(testing.inc, 1).result(timeout=30)
+
+
+def test_an_interpreter_that_ends_at_once_is_no_fault_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    why = r"no worker process could be started.*exit code 1 before it was ready"
+    with Runtime(lane="processes", num_workers=1) as rt, pytest.raises(WorkerDied, match=why):
+        rt.run(GRAPH)
 
 
 def test_lane_auto_does_without(capsys: Any) -> None:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from headrace import companions, observe
-from headrace.errors import WorkerDied
+from headrace.errors import NOT_STARTED, WorkerDied
 from headrace.graph import Graph
 from headrace.sched.events import Span
 from headrace.sched.machine import FUTURES
@@ -77,7 +77,10 @@ class Job:
         self.wanted: set[int] = set()
         self.errors: dict[int, BaseException] = {}
         self.obituaries: dict[int, tuple[str, int]] = {}  # of the last worker that a task took down
-        self.last_obituary: tuple[str, int] = ("gone before it was ready", 0)  # of one that died with none to blame
+        self.last_obituary: tuple[str, int] = (
+            f"{NOT_STARTED}: gone before it was ready",
+            0,
+        )  # of one that died with none to blame
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
         self.observer: Observer | None = None

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from headrace.errors import NOT_STARTED
 from headrace.lanes.processes import launcher
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.peer import NEVER, NOW, Peer
@@ -157,7 +158,7 @@ class IoThread:
             peer.link = launcher.launch(peer.number)
         except Exception as error:
             peer.dead = True
-            self._bury(peer, f"not started: {error}", 0)
+            self._bury(peer, f"{NOT_STARTED}: {error}", 0)
             self._host.post(WorkerDied(peer.number, None, peer.stopping))
             return
         self._peers[peer.number] = peer
@@ -210,6 +211,8 @@ class IoThread:
             running = peer.blamed_task()
             expected = peer.stopping
             reason, rss_bytes = peer.reap()
+            if not peer.started and not expected:
+                reason = f"{NOT_STARTED}: {reason} before it was ready"
             peer.close()
             self._bury(peer, reason, rss_bytes)
         self._host.post(WorkerDied(peer.number, running, expected))
