@@ -176,7 +176,7 @@ def _runtime(lane: str | None) -> tuple[Any, str | None]:
         wanted = dataclasses.replace(settings, lane=runtime.settings.lane)
         if wanted != runtime.settings:
             runtime = default(wanted)
-        lane = lane or settings.lane
+        lane = settings.lane if lane is None else lane
     return runtime, lane
 
 

@@ -17,6 +17,18 @@ Lane = Literal["auto", "inline", "threads", "processes"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 
 
+def lane_named(name: object) -> Lane:
+    """The lane of this name, however its letters are written.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for lane in LANES:
+        if isinstance(name, str) and name.strip().lower() == lane:
+            return lane
+    raise ConfigError(f"lane must be one of {', '.join(LANES)}, not {name!r}")
+
+
 def available_cores() -> int:
     """How many cores this process may use: its CPU affinity, capped by a cgroup v2 quota."""
     cores = len(os.sched_getaffinity(0))
@@ -53,8 +65,7 @@ class Settings:
     check: bool = False
 
     def __post_init__(self) -> None:
-        if self.lane not in LANES:
-            raise ConfigError(f"lane must be one of {', '.join(LANES)}, not {self.lane!r}")
+        object.__setattr__(self, "lane", lane_named(self.lane))
         if self.num_workers == 0:
             object.__setattr__(self, "num_workers", available_cores())
         for name in ("num_workers", "max_deaths"):

@@ -161,9 +161,7 @@ class Runtime(Executor):
         self, graph: Graph, lane: str | None, limit: int | None, observer: Observer | None
     ) -> tuple[Job, e.JobSubmitted]:
         self._check_open()
-        lane = lane or self.settings.lane
-        if lane not in config.LANES:
-            raise ConfigError(f"lane must be one of {', '.join(config.LANES)}, not {lane!r}")
+        lane = self.settings.lane if lane is None else config.lane_named(lane)
         if limit is not None and not (isinstance(limit, int) and limit >= 0):
             raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number, not {limit!r}")
         if self._in_worker:

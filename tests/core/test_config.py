@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config import LANES, Settings, available_cores, resolve
+from headrace.config import LANES, Settings, available_cores, lane_named, resolve
 from headrace.errors import ConfigError
 
 CPU_MAX = "/sys/fs/cgroup/cpu.max"
@@ -97,6 +97,21 @@ def test_a_switch_may_be_spelt_in_several_ways(text: str, expected: bool) -> Non
 def test_text_is_parsed_by_the_kind_of_the_setting(name: str, text: str, value: object) -> None:
     assert getattr(resolve(environ={f"HEADRACE_{name.upper()}": text}), name) == value
     assert getattr(resolve(overlay={name.replace("_", "-"): text}, environ={}), name) == value
+
+
+@pytest.mark.parametrize("text", ["Threads", "THREADS", " threads "])
+def test_the_letters_of_a_lane_may_be_large_or_small_wherever_it_is_named(text: str) -> None:
+    assert lane_named(text) == "threads"
+    assert Settings(lane=text).lane == "threads"  # type: ignore[arg-type]
+    assert resolve({"lane": text}, environ={}).lane == "threads"
+    assert resolve(overlay={"lane": text}, environ={}).lane == "threads"
+    assert resolve(environ={"HEADRACE_LANE": text}).lane == "threads"
+
+
+@pytest.mark.parametrize("wrong", ["thread", "", None, 5, ["threads"]])
+def test_what_names_no_lane_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="lane must be one of auto"):
+        lane_named(wrong)
 
 
 def test_a_whole_number_will_do_for_seconds() -> None:

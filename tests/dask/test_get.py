@@ -76,6 +76,9 @@ def test_setting_ends_with_its_context() -> None:
     with dask.config.set({"headrace.lane": "inline"}):
         assert get(dsk, "a") == threading.get_ident()
     assert get(dsk, "a", lane="inline") == threading.get_ident()
+    assert get(dsk, "a", lane="Inline") == threading.get_ident()
+    with dask.config.set({"headrace.lane": "INLINE"}):
+        assert get(dsk, "a") == threading.get_ident()
 
 
 def test_wrong_setting_says_so() -> None:
