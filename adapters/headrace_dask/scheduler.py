@@ -15,7 +15,7 @@ from typing import Any
 import dask.config
 
 from headrace import config
-from headrace.runtime import default
+from headrace.runtime import Runtime, default
 from headrace.store.pickling import estimate_size
 from headrace_dask import internals
 from headrace_dask.compiling import BULKY_BYTES
@@ -48,7 +48,8 @@ class Scheduler:
             keys: a key, or arbitrarily nested lists of keys.
             cache: values that are known already; gets the graph's data and the results.
             num_workers: how many tasks may run at once.
-            pool: an executor or ``multiprocessing.Pool``: then dask's own loop runs the tasks there.
+            pool: a :class:`headrace.Runtime` to be used instead of this process's own; or another executor or a
+                ``multiprocessing.Pool``: then dask's own loop runs the tasks there.
             rerun_exceptions_locally: run a failing task again in this thread before its exception is raised.
             callbacks: for this call, instead of the ones that are active.
             lane: ``auto``, ``inline``, ``threads`` or ``processes``; overrides the setting.
@@ -62,10 +63,12 @@ class Scheduler:
             headrace.errors.GraphError: the graph is wrong; also the type that dask would raise.
         """
         pool = pool or dask.config.get("pool", None)
-        if pool is not None:
+        if pool is not None and not isinstance(pool, Runtime):
             kwargs.update(rerun_exceptions_locally=rerun_exceptions_locally, callbacks=callbacks)
             return internals.get_of_pool(pool)(dsk, keys, cache=cache, num_workers=num_workers, pool=pool, **kwargs)
-        flat, values = _compute(dsk, keys, cache, num_workers, rerun_exceptions_locally, callbacks, lane, keep=False)
+        flat, values = _compute(
+            dsk, keys, cache, num_workers, pool, rerun_exceptions_locally, callbacks, lane, keep=False
+        )
         return _shaped(keys, flat, values)
 
     def persist(self, collections: Any, optimize_graph: bool = True, **kwargs: Any) -> Any:
@@ -92,6 +95,7 @@ def _keep(
     keys: Any,
     cache: MutableMapping[Any, Any] | None = None,
     num_workers: int | None = None,
+    pool: Any = None,
     rerun_exceptions_locally: bool | None = None,
     callbacks: Any = None,
     lane: str | None = None,
@@ -99,7 +103,8 @@ def _keep(
 ) -> Any:
     """Like ``get``, but a large result is a graph node that holds a handle. A function, because dask would call
     ``get.persist`` again."""
-    flat, stored = _compute(dsk, keys, cache, num_workers, rerun_exceptions_locally, callbacks, lane, keep=True)
+    pool = pool or dask.config.get("pool", None)
+    flat, stored = _compute(dsk, keys, cache, num_workers, pool, rerun_exceptions_locally, callbacks, lane, keep=True)
     return _shaped(keys, flat, [_kept(key, handle) for key, handle in zip(flat, stored, strict=True)])
 
 
@@ -114,6 +119,7 @@ def _compute(
     keys: Any,
     cache: MutableMapping[Any, Any] | None,
     num_workers: int | None,
+    pool: Any,
     rerun: bool | None,
     callbacks: Any,
     lane: str | None,
@@ -122,7 +128,7 @@ def _compute(
     """The wanted keys from left to right, and the value (or handle) of each."""
     graph_of: Mapping[Any, Any] = internals.mapping_of(dsk)
     flat = list(internals.flat_keys(keys)) if isinstance(keys, list) else [keys]
-    runtime, lane = _runtime(lane)
+    runtime, lane = (pool, lane) if isinstance(pool, Runtime) else _runtime(lane)
     if rerun is None:
         rerun = dask.config.get("rerun_exceptions_locally", False)
     if cache is None:

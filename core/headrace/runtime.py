@@ -83,6 +83,11 @@ class Runtime(Executor):
         }
         observe.register(self)
 
+    @property
+    def _max_workers(self) -> int:
+        """As the executors of the standard library have it: dask and joblib look there for how much to submit."""
+        return self.settings.num_workers
+
     def _bring(self, task: int) -> Any:
         return self._processes.bring(task)
 

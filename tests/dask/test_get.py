@@ -22,6 +22,7 @@ from dask._task_spec import Task, TaskRef
 
 import headrace_dask
 from headrace.errors import ConfigError, CycleError, MissingKeyError
+from headrace.runtime import Runtime
 from headrace.testing import TaskError, collect, fail, get_pid, identity, inc, meet, slow, sum_up
 from headrace_dask import get
 
@@ -285,6 +286,18 @@ def test_pool(kind: Callable[[int], Any], how: str) -> None:
         with dask.config.set({} if keywords else {"pool": pool}):
             assert get({"a": (threading.get_ident,)}, "a", **keywords) == inside
             assert get(DIAMOND, ["out", ["x"]], chunksize=2, **keywords) == (13, (1,))
+
+
+@pytest.mark.parametrize("how", ["keyword", "configuration"])
+@pytest.mark.parametrize("scheduler", ["headrace", "threads"])
+def test_pool_that_is_a_runtime(scheduler: str, how: str) -> None:
+    with Runtime(lane="threads", num_workers=1) as pool:
+        inside = pool.submit(threading.get_ident).result()
+        keywords = {"pool": pool} if how == "keyword" else {}
+        with dask.config.set({} if keywords else {"pool": pool}):
+            assert delayed(threading.get_ident)().compute(scheduler=scheduler, **keywords) == inside
+            kept = delayed(threading.get_ident)().persist(scheduler=scheduler, **keywords)
+            assert kept.compute(scheduler="sync") == inside
 
 
 def test_pool_of_processes() -> None:
