@@ -626,6 +626,8 @@ def test_an_unpicklable_task_is_named_and_nothing_of_it_is_sent(hosted: Any, whe
         lane.flush()
         assert host.next(TaskUnpicklable) == TaskUnpicklable(0, 1)
         assert isinstance(host.errors[0], UnpicklableError)
+        assert "Task task-0 cannot go to a worker process with that. Use lane='auto' or" in str(host.errors[0])
+        assert isinstance(host.errors[0].__cause__, TypeError)
         if where == "argument":
             assert "args[1]['lock'].inner" in str(host.errors[0])
         ran(host, 1)
@@ -641,12 +643,16 @@ def test_an_unpicklable_result_is_named_when_it_is_wanted_or_published(hosted: A
         lane.flush()
         assert host.next(TaskUnpicklable) == TaskUnpicklable(0, 1)
         assert "['lock'].inner" in str(host.errors[0])
+        assert "The result of task task-0 cannot leave a worker process with that. Use lane='auto'" in str(
+            host.errors[0]
+        )
         ran(host, 1, 2)
         assert host.values == {2: 1}  # where it was made it can be used
         lane.publish(1, 1)
         lane.flush()
         assert host.next(TaskUnpicklable, task=1) == TaskUnpicklable(1, 1)
         assert isinstance(host.errors[1], UnpicklableError)
+        assert "The result of task task-1 cannot leave" in str(host.errors[1])
 
 
 def test_a_result_whose_unpickling_fails_in_the_owner_fails_its_task(hosted: Any) -> None:

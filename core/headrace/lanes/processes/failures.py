@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 from typing import TypeAlias
 
-from headrace.errors import MustStayHere, RemoteTraceback
+from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
 from headrace.lanes.processes.parcels import open_whole
 from headrace.store.pickling import pack
 
@@ -53,6 +53,24 @@ def revive_failure(failure: Failure) -> BaseException:
     if error is None:
         error = _substitute(bases, f"{name}: {text} (the exception itself could not be brought here: {reason})")
     error.__cause__ = RemoteTraceback(trace)
+    return error
+
+
+def explain_unpicklable(message: str, task: str, cause: BaseException | None, stays: bool) -> UnpicklableError:
+    """The error that users see.
+
+    Args:
+        message: the path to the culprit, and the reason.
+        task: the name of the task that holds it, or returns it.
+        cause: of the error.
+        stays: the culprit may only be used in its own process.
+    """
+    subject, trouble = ("The result of task", "leave") if message.startswith("result") else ("Task", "go to")
+    error = (MustStayHere if stays else UnpicklableError)(
+        f"{message}. {subject} {task} cannot {trouble} a worker process with that. Use lane='auto' or lane='threads', "
+        "which run it in this process, or have the task make the object itself and return what can be pickled."
+    )
+    error.__cause__ = cause
     return error
 
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
+from headrace.errors import RemoteTraceback
 from headrace.lanes.processes import wire
-from headrace.lanes.processes.failures import revive_failure
+from headrace.lanes.processes.failures import explain_unpicklable, revive_failure
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.parcels import Parcel, open_whole
 from headrace.lanes.processes.peer import HELD, Peer
@@ -104,9 +104,8 @@ class Receiver:
 
     def _unpicklable(self, peer: Peer, task: int, message: str, trace: str, must_stay: bool) -> None:
         peer.at.pop(task, None)
-        error = MustStayHere(message) if must_stay else UnpicklableError(message)
-        error.__cause__ = RemoteTraceback(trace)
-        self._host.fail(task, error)
+        key = self._host.key_of(task)
+        self._host.fail(task, explain_unpicklable(message, key, RemoteTraceback(trace), must_stay))
         self._host.post(TaskUnpicklable(task, peer.number, must_stay))
 
     def _published(self, peer: Peer, task: int, parcel: Parcel, reads: bool) -> None:

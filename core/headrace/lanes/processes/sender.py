@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from headrace.errors import UnpicklableError
 from headrace.lanes.processes import wire
-from headrace.lanes.processes.failures import must_stay
+from headrace.lanes.processes.failures import explain_unpicklable, must_stay
 from headrace.lanes.processes.functions import Functions
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.parcels import Parcel, is_shared, whole
@@ -138,8 +138,10 @@ class Sender:
                 # Its job is gone, or a value that it needs is: it cannot run there now.
                 events.append(TasksRevoked(peer.number, [task]))
             except UnpicklableError as error:
-                self._host.fail(task, error)
-                events.append(TaskUnpicklable(task, peer.number, must_stay(error)))
+                stays = must_stay(error)
+                explained = explain_unpicklable(str(error), self._host.key_of(task), error.__cause__, stays)
+                self._host.fail(task, explained)
+                events.append(TaskUnpicklable(task, peer.number, stays))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise
