@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrace.config import Settings
-    from headrace.observe import trace
+    from headrace.observe.timeline import trace
     from headrace.runtime import Runtime
 
 __version__ = "0.1.0"
 __all__ = ["Runtime", "Settings", "__version__", "trace"]
 
-_HOMES = {"Runtime": "headrace.runtime", "Settings": "headrace.config", "trace": "headrace.observe"}
+_HOMES = {"Runtime": "headrace.runtime", "Settings": "headrace.config", "trace": "headrace.observe.timeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -77,7 +77,7 @@ def _status(arguments: Sequence[str]) -> int:
     import argparse
     import json
 
-    from headrace.observe import read_status
+    from headrace.observe.status import read_status
 
     parser = argparse.ArgumentParser(
         prog="headrace status", description="Shows what Headrace does in processes of yours."
@@ -94,7 +94,7 @@ def _status(arguments: Sequence[str]) -> int:
         width = shutil.get_terminal_size((10_000, 0)).columns  # piped, lines are whole
         for state in states:
             try:
-                lines = _describe(state)
+                lines = [f"process {state['pid']}: {state['error']}"] if "error" in state else _describe(state)
             except (KeyError, TypeError):  # published by a process with another version of Headrace
                 lines = [f"process {state['pid']}: runs another version of Headrace; try --json"]
             print("\n".join(line[:width] for line in lines))

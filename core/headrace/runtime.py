@@ -22,9 +22,10 @@ from concurrent.futures import wait as wait_for_futures
 from time import perf_counter
 from typing import Any
 
-from headrace import config, observe
+from headrace import config
 from headrace.errors import ConfigError, InternalError
 from headrace.graph import Graph
+from headrace.observe import status as page
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
@@ -81,7 +82,7 @@ class Runtime(Executor):
             c.FailFuture: self._futures.fail,
             c.CancelFuture: self._futures.cancel,
         }
-        observe.register(self)
+        page.register(self)
 
     @property
     def _max_workers(self) -> int:
@@ -182,7 +183,7 @@ class Runtime(Executor):
         job.wanted = set(outputs)
         with self._lock:
             self._jobs.add(job)
-        observe.touch()
+        page.touch()
         event = e.JobSubmitted(
             job=job.number,
             base=job.base,
@@ -295,7 +296,7 @@ class Runtime(Executor):
         close_lane(EXIT_TIMEOUT_S)
         self._futures.callbacks.close()
         self._threads.join()
-        observe.unregister(self)
+        page.unregister(self)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -382,7 +383,7 @@ class Runtime(Executor):
     def status(self) -> dict[str, Any]:
         """What runs where, what waits for what, and what the store holds. Plain data; for ``headrace status``."""
         with self._lock:
-            return observe.status(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
+            return page.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
 
 
 def _is_foreign(error: BaseException) -> bool:
@@ -431,7 +432,7 @@ def _forget_in_child() -> None:
     global _default, _default_lock
     _default = None
     _default_lock = threading.Lock()
-    observe.forget()
+    page.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -71,7 +71,7 @@ def test_status_shows_what_runs_and_what_waits(tmp_path: Path, capsys: pytest.Ca
 def test_status_of_another_version_is_no_reason_to_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("headrace.observe.read_status", lambda: [{"pid": 7, "settings": "unheard of"}])
+    monkeypatch.setattr("headrace.observe.status.read_status", lambda: [{"pid": 7, "settings": "unheard of"}])
     assert cli.main(["status"]) == 0
     assert "process 7: runs another version" in capsys.readouterr().out
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from headrace import observe, runtime, testing
+from headrace import runtime, testing
 from headrace.cli import _describe
 from headrace.config import LANES, ConfigError
 from headrace.errors import InternalError
 from headrace.graph import Graph
+from headrace.observe.status import read_status
 from headrace.runtime import Runtime, Stored
 from headrace.task import Hole
 
@@ -380,7 +381,7 @@ def test_published_status_is_found_behind_descriptors_that_come_and_go() -> None
         build = Build()
         rt.run(build.wanting(build.call(testing.inc, 1)))
         os.close(below)  # looking at the descriptors takes this number now, which is gone when it is looked at
-        testing.wait_until(lambda: any(state["pid"] == os.getpid() for state in observe.read_status()), "the status")
+        testing.wait_until(lambda: any(state["pid"] == os.getpid() for state in read_status()), "the status")
 
 
 def test_status_describes_workers_and_the_store() -> None:

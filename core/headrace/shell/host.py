@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from headrace import companions, observe
+from headrace import companions
 from headrace.companions import States
 from headrace.errors import MustStayHere
+from headrace.observe import timeline
 from headrace.sched import events as e
 from headrace.shell.jobs import Job, Jobs
 from headrace.task import Call
@@ -58,7 +59,7 @@ class LaneHost:
                 job.last_obituary = self._obituary(event.worker)
 
     def _tell(self, event: e.WorkerRan) -> None:
-        if observe.recorders or any(job.observer is not None for job in list(self._jobs.by_number.values())):
+        if timeline.recorders or any(job.observer is not None for job in list(self._jobs.by_number.values())):
             place = f"headrace-worker-{event.worker}"
             for span in event.spans:
                 job = self._jobs.of(span.task)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from headrace import companions, observe
+from headrace import companions
 from headrace.errors import NOT_STARTED, WorkerDied
 from headrace.graph import Graph
+from headrace.observe import timeline
 from headrace.sched.events import Span
 from headrace.sched.machine import FUTURES
 from headrace.task import run_call
@@ -150,12 +151,12 @@ class Job:
         if observer is not None:
             value = self.values.get(index)
             self.mailbox.put(lambda: observer.finished(index, value, place))
-        if observe.recorders:
-            observe.record([(self.keys[index], place, span.start_s, span.wall_s)])
+        if timeline.recorders:
+            timeline.record([(self.keys[index], place, span.start_s, span.wall_s)])
 
     def teller(self, slot: int) -> Callable[[Span], None] | None:
         """What has to be done after each task of a batch in this thread; None if nobody watches."""
-        if self.observer is None and not observe.recorders:
+        if self.observer is None and not timeline.recorders:
             return None
         place = threading.current_thread().name
 

@@ -1,8 +1,7 @@
-"""Looking in: a timeline of a run, and the status of every runtime on this machine. Never changes what runs.
+"""The status of every runtime on this machine, as ``headrace status`` shows it.
 
-The status crosses processes without a socket or a file: each process that has a runtime keeps a JSON text in an
-anonymous memfd, and a reader of the same user finds it as ``/proc/<pid>/fd/<n>``. So nothing listens, and nothing is
-left behind.
+It crosses processes without a socket or a file: each process that has a runtime keeps a JSON text in an anonymous
+memfd, and a reader of the same user finds it as ``/proc/<pid>/fd/<n>``. So nothing listens, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -11,10 +10,8 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +25,6 @@ if TYPE_CHECKING:
     from headrace.sched.machine import Machine
     from headrace.sched.state import Task
 
-Record = tuple[Any, str, float, float]
-"""(key, place, start, duration); seconds on the machine-wide monotonic clock."""
-
-recorders: list[list[Record]] = []
-"""The timelines being recorded now. Empty nearly always, so that asking costs nothing."""
-
 STATUS_NAME = "headrace-status"
 REFRESH_S = 0.25
 SHOWN_TASKS = 50
@@ -41,98 +32,7 @@ COUNTED_TASKS = 20_000
 """The status is taken under the runtime's lock: of a very large graph only the first tasks are looked at."""
 
 
-def record(entries: Iterable[Record]) -> None:
-    """Adds finished tasks to every timeline that is being recorded."""
-    entries = list(entries)
-    for recorder in recorders:
-        recorder.extend(entries)
-
-
-@contextmanager
-def trace(path: str | os.PathLike[str]) -> Iterator[list[Record]]:
-    """Records every task that any runtime of this process finishes meanwhile, and writes a timeline on leaving.
-
-    Args:
-        path: ``.json`` writes a trace that Perfetto and ``chrome://tracing`` open; ``.png``, ``.svg`` and ``.pdf`` a
-            picture (needs matplotlib).
-
-    Raises:
-        ValueError: any other suffix; at once, before anything runs.
-    """
-    target = Path(path)
-    if target.suffix not in (".json", ".png", ".svg", ".pdf"):
-        raise ValueError(f"a trace is written as .json, .png, .svg or .pdf, not {target.name!r}")
-    entries: list[Record] = []
-    recorders.append(entries)
-    try:
-        yield entries
-    finally:
-        # By identity: two timelines with equal entries are still two.
-        recorders[:] = [recorder for recorder in recorders if recorder is not entries]
-        if target.suffix == ".json":
-            target.write_text(json.dumps(_chrome(entries)))
-        else:
-            _draw(entries, target)
-
-
-def _group(key: Any) -> str:
-    name = key[0] if isinstance(key, tuple) and key else key
-    return str(name).rsplit("-", 1)[0]
-
-
-def _chrome(entries: list[Record]) -> dict[str, Any]:
-    places = {place: number for number, place in enumerate(sorted({entry[1] for entry in entries}), 1)}
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "thread_name", "pid": 1, "tid": number, "args": {"name": place}}
-        for place, number in places.items()
-    ]
-    events += [
-        {
-            "ph": "X",
-            "name": _group(key),
-            "cat": "task",
-            "pid": 1,
-            "tid": places[place],
-            "ts": start * 1e6,
-            "dur": duration * 1e6,
-            "args": {"key": str(key)},
-        }
-        for key, place, start, duration in entries
-    ]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def _draw(entries: list[Record], target: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            f"a timeline as {target.suffix} needs matplotlib; write .json, or install matplotlib"
-        ) from None
-    places = sorted({entry[1] for entry in entries})
-    groups = sorted({_group(entry[0]) for entry in entries})
-    first = min((entry[2] for entry in entries), default=0.0)
-    figure = Figure(figsize=(12, 1.5 + 0.4 * len(places)), layout="constrained")
-    axes = figure.subplots()
-    for number, group in enumerate(groups):
-        spans: dict[str, list[tuple[float, float]]] = {}
-        for key, place, start, duration in entries:
-            if _group(key) == group:
-                spans.setdefault(place, []).append((start - first, duration))
-        for place, bars in spans.items():
-            label = group if place == min(spans) and number < 20 else None
-            axes.broken_barh(bars, (places.index(place) - 0.4, 0.8), facecolors=f"C{number % 10}", label=label)
-    axes.set_yticks(range(len(places)), places)
-    axes.set_xlabel("seconds")
-    if groups:
-        figure.legend(loc="outside lower center", ncols=5, fontsize="small")
-    figure.savefig(target, dpi=120)
-
-
-# ---- status
-
-
-def status(
+def snapshot(
     machine: Machine, settings: Settings, key_of: Callable[[int], str], lane: ProcessLane | None
 ) -> dict[str, Any]:
     """What runs where, what each waiting task waits for, and what the store holds. Called under the runtime's lock."""
@@ -237,14 +137,22 @@ class _Page:
             self._wake.clear()
             if self._closing.wait(REFRESH_S):
                 return
-            states = [runtime.status() for runtime in list(self.runtimes)]
-            if any(state["jobs"] for state in states):
+            states = [_state_of(runtime) for runtime in list(self.runtimes)]
+            if any(state.get("jobs") for state in states):
                 self._wake.set()
-            text = json.dumps(states).encode()
+            text = json.dumps(states, default=repr).encode()
             with self._lock:
                 if self._fd >= 0:
                     os.ftruncate(self._fd, 0)
                     os.pwrite(self._fd, text, 0)
+
+
+def _state_of(runtime: Runtime) -> dict[str, Any]:
+    """Its status; if that cannot be told, because of a key that cannot be written for example, then why."""
+    try:
+        return runtime.status()
+    except Exception as error:
+        return {"pid": os.getpid(), "error": f"{type(error).__name__}: {error}"}
 
 
 _page = _Page()
