@@ -1,0 +1,305 @@
+"""Stock supervisors whose children come from a zygote; imported in the origin, used in supervisors.
+
+What differs from stock:
+- The child is forked by the zygote, so that it holds neither the token nor a copy of the supervisor's memory.
+- Its end is a message in the selector: nothing waits for the next heartbeat to notice it.
+- The first heartbeat comes when it is due, and when the scheduler has noticed that the task shall not go on.
+- Rendered fields are stored after the terminal state, or after a second: they are for people to look at.
+- The scheduler is told of the terminal state when the API server has it.
+
+``_Forked`` sits between a stock class and ``WatchedSubprocess`` in the order of method resolution, and replaces only
+the fork.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from socket import socketpair
+from typing import Any, ClassVar, Final
+
+import attrs
+from airflow.sdk.execution_time import supervisor as stock
+from airflow.sdk.execution_time.comms import SetRenderedFields
+
+from headrace_airflow import processes
+from headrace_airflow.supervisor import NotStarted
+from headrace_airflow.wire import Channel, Message
+
+_RENDERED_AFTER_S: Final = 1.0
+
+NegativeSignal = enum.IntEnum("NegativeSignal", {s.name: -s.value for s in signal.Signals})  # type: ignore[misc]
+"""Stock looks for the name of an exit code that is a signal."""
+
+
+class StillRuns(Exception):
+    """What the tracker raises where psutil has TimeoutExpired."""
+
+
+class ForkedElsewhere(stock.ProcessTracker):
+    """A process that is the zygote's child: the zygote says how it ended."""
+
+    ProcessNotFound = ProcessLookupError
+    TimeoutExpired = StillRuns
+
+    def __init__(self, pid: int, pid_fd: int, zygote: Channel) -> None:
+        self._pid = pid
+        self._pid_fd = pid_fd
+        self._zygote = zygote
+        self.rss_bytes = 0
+        self.code: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    def send_signal(self, s: signal.Signals) -> None:
+        signal.pidfd_send_signal(self._pid_fd, s)
+
+    def wait(self, timeout: float | None) -> int:
+        self.hear()
+        if self.code is None:
+            raise StillRuns
+        return self.code
+
+    def hear(self) -> bool:
+        """Takes in what the zygote says; whether it may say more."""
+        if self.code is None:
+            for message, _ in self._zygote.receive():
+                code = message["code"]
+                self.code = NegativeSignal(code) if code in NegativeSignal._value2member_map_ else code
+                self.rss_bytes = message["rss_bytes"]
+            if self.code is None and self._zygote.closed:
+                self.code = NegativeSignal(-signal.SIGKILL)  # the zygote was killed, and with it its children
+        return self.code is None
+
+
+class _Forked(stock.WatchedSubprocess):
+    """Replaces the fork of stock's ``start`` by a request to the zygote. No fields: it must not change the layout."""
+
+    __slots__ = ()
+
+    zygote: ClassVar[Channel]
+    daemon: ClassVar[Channel]
+    request: ClassVar[Message] = {"t": "fork"}
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        target: Callable[[], None] | None = None,
+        logger: Any = None,
+        use_exec: bool = False,
+        new_process_group: bool = False,
+        **constructor_kwargs: Any,
+    ) -> Any:
+        theirs, ours = zip(*(socketpair() for _ in range(4)), strict=True)
+        cls.zygote.send({**cls.request}, [end.fileno() for end in theirs])
+        answer = cls.zygote.wait()
+        for end in theirs:
+            end.close()
+        if answer is None:
+            raise NotStarted
+        message, (pid_fd,) = answer
+        tracker = ForkedElsewhere(message["pid"], pid_fd, cls.zygote)
+        requests, stdout, stderr, logs = ours
+        fields = {field.name.lstrip("_") for field in attrs.fields(cls)}
+        known = {"new_process_group": True, "start_time": time.monotonic()}
+        process = cls(
+            pid=tracker.pid,
+            stdin=requests,
+            process=tracker,
+            process_log=logger or stock.structlog.get_logger(logger_name="task").bind(),
+            **{name: value for name, value in known.items() if name in fields},
+            **constructor_kwargs,
+        )
+        readers = (stdout, stderr, requests, logs)
+        process._register_pipe_readers(*readers, data={})
+        process.selector.register(
+            cls.zygote, selectors.EVENT_READ, (lambda _: tracker.hear(), _unregister(process.selector))
+        )
+        cls.daemon.send({"t": "started", "pid": tracker.pid})
+        return process
+
+
+def _unregister(selector: selectors.BaseSelector) -> Callable[[Any], None]:
+    def on_close(channel: Any) -> None:
+        selector.unregister(channel)
+
+    return on_close
+
+
+@attrs.define(kw_only=True)
+class Task(stock.ActivitySubprocess, _Forked):
+    """A task; see the module."""
+
+    _rendered: SetRenderedFields | None = attrs.field(default=None, init=False)
+    _rendered_due: float = attrs.field(default=0.0, init=False)
+    _reported: bool = attrs.field(default=False, init=False)
+
+    def _on_child_started(self, **kwargs: Any) -> None:
+        stock.ActivitySubprocess._on_child_started(self, **kwargs)
+        self._last_heartbeat_attempt = time.monotonic()
+        self.selector.register(self.daemon, selectors.EVENT_READ, (self._listen, _unregister(self.selector)))
+
+    def _listen(self, daemon: Channel) -> bool:
+        if daemon.receive():
+            self._last_heartbeat_attempt = 0.0
+        return not daemon.closed
+
+    def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
+        if isinstance(msg, SetRenderedFields):
+            self._rendered = msg
+            self._rendered_due = time.monotonic() + _RENDERED_AFTER_S
+            self.send_msg(None, request_id=req_id)
+        else:
+            stock.ActivitySubprocess._handle_request(self, msg, log, req_id)
+            self._report()
+
+    def _report(self) -> None:
+        """Has the scheduler look, once the API server knows a state that is not to be finished later."""
+        if self._terminal_state in stock.STATES_SENT_DIRECTLY and not self._reported:
+            self._reported = True
+            self.daemon.send({"t": "reported", "state": str(self._terminal_state)})
+
+    def _service_subprocess(self, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
+        if self._rendered is not None:
+            max_wait_time = min(max_wait_time, self._rendered_due - time.monotonic())
+            if self._terminal_state or max_wait_time <= 0:
+                self._store_rendered()
+        return stock.ActivitySubprocess._service_subprocess(self, max_wait_time, *args, **kwargs)
+
+    def _store_rendered(self) -> None:
+        rendered, self._rendered = self._rendered, None
+        if rendered is not None:
+            try:
+                self.client.task_instances.set_rtif(self.id, rendered.rendered_fields)
+            except Exception as error:
+                self.process_log.warning("The rendered template fields could not be stored", error=str(error))
+
+    def _check_subprocess_exit(self, *args: Any, **kwargs: Any) -> int | None:
+        known = self._exit_code is not None
+        code: int | None = stock.ActivitySubprocess._check_subprocess_exit(self, *args, **kwargs)
+        if code is not None and code < 0 and not known:
+            memory = getattr(self._process, "rss_bytes", 0)
+            self.process_log.error(f"The task was {processes.describe(int(code))}", peak_memory_mib=memory >> 20)
+        return code
+
+    def update_task_state_if_needed(self) -> None:
+        stock.ActivitySubprocess.update_task_state_if_needed(self)
+        if not self._reported:
+            self._reported = True
+            self.daemon.send({"t": "reported", "state": str(self.final_state)})
+        self._store_rendered()
+
+
+class WarmCoordinator:
+    """Airflow's hook for executing a task in another way (``[sdk] coordinators``, from 3.3)."""
+
+    def execute_task(self, *, subprocess_logs_to_stdout: bool = False, **kwargs: Any) -> Any:
+        """What stock's coordinator for Python does, with our class."""
+        from airflow.sdk.execution_time.coordinator import BaseCoordinator
+
+        for unknown in set(kwargs) - {"what", "dag_rel_path", "bundle_info", "client", "logger", "sentry_integration"}:
+            del kwargs[unknown]
+        process = Task.start(subprocess_logs_to_stdout=False, **kwargs)
+        code = process.wait()
+        return BaseCoordinator.ExecutionResult(code, process.final_state)
+
+
+def prepare() -> None:
+    """In the origin: what every supervisor would do for itself, once."""
+    stock.ensure_secrets_backend_loaded()
+
+
+def run(workload: Any, server: str, zygote: Channel, daemon: Channel) -> Message:
+    """Runs a workload; see ``internals.run_workload``."""
+    _Forked.zygote, _Forked.daemon = zygote, daemon
+    kind = type(workload).__name__
+    if kind == "ExecuteTask":
+        code = _run_task(workload, server)
+        return {"ok": True, "code": int(code)}
+    from airflow.executors.base_executor import BaseExecutor
+
+    if kind == "ExecuteCallback":
+        _take_callback(workload)
+    BaseExecutor.run_workload(workload, server=server)
+    return {"ok": True, "code": 0}
+
+
+def _run_task(workload: Any, server: str) -> int:
+    arguments = {
+        "ti": workload.ti,
+        "bundle_info": workload.bundle_info,
+        "dag_rel_path": workload.dag_rel_path,
+        "token": workload.token,
+        "server": server,
+        "log_path": workload.log_path,
+        "sentry_integration": getattr(workload, "sentry_integration", ""),
+    }
+    _coordinate(workload.ti.queue or "default")
+    supervise = getattr(stock, "supervise_task", None) or stock.supervise
+    return int(supervise(**arguments))
+
+
+def _coordinate(queue: str) -> None:
+    """Has this queue's tasks go to ``WarmCoordinator``, unless the operator has sent them elsewhere."""
+    try:
+        from airflow.sdk.execution_time.coordinator import get_coordinator_manager
+    except ImportError:  # before 3.3
+        stock.ActivitySubprocess = Task
+        return
+    manager = get_coordinator_manager()
+    if queue in manager._queue_to_coordinator:
+        return
+    manager._queue_to_coordinator = {**manager._queue_to_coordinator, queue: "headrace"}
+    manager._created_coordinators["headrace"] = WarmCoordinator()
+
+
+def _take_callback(workload: Any) -> None:
+    """Has the callback's process come from the zygote, too."""
+    from airflow.sdk.execution_time import callback_supervisor
+
+    request = {
+        "callback_path": workload.callback.data.get("path", ""),
+        "callback_kwargs": workload.callback.data.get("kwargs", {}),
+        "dag_rel_path": os.fspath(workload.dag_rel_path),
+        "bundle": workload.bundle_info.model_dump(mode="json") if workload.bundle_info else None,
+    }
+    _Forked.request = {"t": "fork", "callback": request}
+
+    @attrs.define(kw_only=True)
+    class Callback(callback_supervisor.CallbackSubprocess, _Forked):
+        pass
+
+    callback_supervisor.CallbackSubprocess = Callback
+
+
+def run_callback(request: Message) -> None:
+    """In the child: has stock's callback supervisor make its target, and runs it here."""
+    from airflow.executors.workloads import BundleInfo
+    from airflow.sdk.execution_time import callback_supervisor
+
+    class Here(stock.WatchedSubprocess):
+        __slots__ = ()
+
+        @classmethod
+        def start(cls, *, target: Callable[[], None] | None = None, **kwargs: Any) -> None:
+            assert target is not None
+            target()
+
+    class Callback(callback_supervisor.CallbackSubprocess, Here):
+        __slots__ = ()
+
+    Callback.start(
+        id="00000000-0000-0000-0000-000000000000",
+        callback_path=request["callback_path"],
+        callback_kwargs=request["callback_kwargs"],
+        dag_rel_path=request["dag_rel_path"],
+        bundle_info=BundleInfo(**request["bundle"]) if request["bundle"] else None,
+        client=None,
+    )

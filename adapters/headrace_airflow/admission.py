@@ -1,0 +1,361 @@
+"""Which task of a node starts when, and from which zygote: the daemon's decisions, pure.
+
+Rules
+- Events in (past tense), commands out (imperative). No clock, no file, no process: times come with the events.
+- A task starts at most once. Nothing is ever retried here: what became of a task is reported, Airflow decides.
+- Order: priority, then arrival. The first that does not fit holds back those behind it, so that large tasks get their
+  turn; one that waits for its zygote holds back nobody.
+- A task that declares cpus or memory has them as long as it runs. One that does not counts as one cpu until it has been
+  measured, then as what it uses: a hundred tasks that sleep may run beside each other.
+- With nothing running, the first always fits: a task larger than the node runs alone.
+- A zygote holds a parsed DAG file. It is replaced when a file it read has changed, never reloaded. Where a file cannot
+  be held parsed (it fails, leaks threads, asks for Variables, ...), its tasks start from the bare zygote and parse for
+  themselves, as stock Airflow does; so do tasks that have waited ``patience_s`` for a parse.
+
+    waiting ──StartTask──▶ running ──TaskEnded──▶ (gone)
+       └──TaskRevoked──▶ (gone)    └──TaskRevoked──▶ KillTask, stays until TaskEnded
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+FileKey: TypeAlias = tuple[str, str, str]
+"""Bundle name, bundle version, path of the DAG file inside the bundle."""
+
+BARE = 0
+"""The number of the zygote that holds no DAG file; the daemon always has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the node may be used for.
+
+    Args:
+        cpus: how much measured or declared CPU may be in use before another task starts.
+        memory_bytes: how much memory may be declared.
+        tasks: how many tasks at most, whatever they use.
+        patience_s: how long a task waits for the parse of its file.
+        idle_s: how long an unused zygote is kept.
+        zygotes: how many zygotes are kept; the one not used for the longest time goes.
+    """
+
+    cpus: float
+    memory_bytes: int
+    tasks: int
+    patience_s: float = 10.0
+    idle_s: float = 300.0
+    zygotes: int = 16
+
+
+# --- events ---
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSubmitted:
+    """A workload has come in.
+
+    Args:
+        file: the DAG file that it comes from; ``None``: it needs none.
+        cpus: what it declares; ``None``: to be measured.
+    """
+
+    task: str
+    file: FileKey | None
+    priority: int = 0
+    cpus: float | None = None
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRevoked:
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded:
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMeasured:
+    """How many cpus a running task uses."""
+
+    task: str
+    cpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class SourcesChanged:
+    """``task`` was to start from a zygote that holds what no longer is: it has not started."""
+
+    zygote: int
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteReady:
+    zygote: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteUnfit:
+    """The file cannot be held parsed; as long as it does not change, its tasks parse for themselves."""
+
+    zygote: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteDied:
+    zygote: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryMeasured:
+    """Whether the node has memory left for another task."""
+
+    plenty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """No further task shall start (or: may again)."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    TaskSubmitted
+    | TaskRevoked
+    | TaskEnded
+    | TaskMeasured
+    | SourcesChanged
+    | ZygoteReady
+    | ZygoteUnfit
+    | ZygoteDied
+    | MemoryMeasured
+    | Drained
+    | Ticked
+)
+
+
+# --- commands ---
+
+
+@dataclass(frozen=True, slots=True)
+class StartTask:
+    """``zygote`` may be ``BARE``. The daemon looks at the sources first, and may answer with SourcesChanged."""
+
+    task: str
+    zygote: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropTask:
+    """It never ran."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartZygote:
+    zygote: int
+    file: FileKey
+
+
+@dataclass(frozen=True, slots=True)
+class StopZygote:
+    """It takes no further task, and ends with the last one that came from it."""
+
+    zygote: int
+
+
+Command: TypeAlias = StartTask | DropTask | KillTask | StartZygote | StopZygote
+
+
+# --- state ---
+
+
+@dataclass(slots=True)
+class Task:
+    key: str
+    file: FileKey | None
+    order: tuple[int, int]
+    declared_cpus: float | None
+    memory_bytes: int
+    since: float
+    running: bool = False
+    zygote: int = BARE
+    measured_cpus: float | None = None
+    revoked: bool = False
+
+    @property
+    def cpus(self) -> float:
+        if self.declared_cpus is not None:
+            return self.declared_cpus
+        return 1.0 if self.measured_cpus is None else self.measured_cpus
+
+
+@dataclass(slots=True)
+class Zygote:
+    number: int
+    file: FileKey
+    used: float
+    state: Literal["parsing", "ready", "unfit"] = "parsing"
+
+
+@dataclass(slots=True)
+class Admission:
+    """The machine. ``handle`` is all there is to call; the rest may be read."""
+
+    limits: Limits
+    tasks: dict[str, Task] = field(default_factory=dict)
+    zygotes: dict[FileKey, Zygote] = field(default_factory=dict)
+    plenty: bool = True
+    drained: bool = False
+    _arrivals: int = 0
+    _numbers: int = BARE
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Takes one event in and returns what is to be done, in order.
+
+        Args:
+            event: what happened. Events about tasks and zygotes that are no longer known are ignored.
+            now: seconds of a monotonic clock, never less than before.
+        """
+        commands: list[Command] = []
+        match event:
+            case TaskSubmitted():
+                self._submit(event, now)
+            case TaskRevoked(task):
+                self._revoke(task, commands)
+            case TaskEnded(task):
+                self.tasks.pop(task, None)
+            case TaskMeasured(task, cpus):
+                if found := self.tasks.get(task):
+                    found.measured_cpus = cpus
+            case SourcesChanged(number, task):
+                self._return(task)
+                self._forget(number, commands)
+            case ZygoteReady(number):
+                self._settle(number, "ready", now)
+            case ZygoteUnfit(number):
+                self._settle(number, "unfit", now)
+            case ZygoteDied(number):
+                self._died(number)
+            case MemoryMeasured(plenty):
+                self.plenty = plenty
+            case Drained(on):
+                self.drained = on
+            case Ticked():
+                self._retire(now, commands)
+        self._start_what_fits(now, commands)
+        return commands
+
+    @property
+    def running(self) -> int:
+        return sum(task.running for task in self.tasks.values())
+
+    def _submit(self, event: TaskSubmitted, now: float) -> None:
+        if event.task in self.tasks:
+            return
+        self._arrivals += 1
+        order = (-event.priority, self._arrivals)
+        self.tasks[event.task] = Task(event.task, event.file, order, event.cpus, event.memory_bytes, now)
+
+    def _revoke(self, key: str, commands: list[Command]) -> None:
+        task = self.tasks.get(key)
+        if task is None or task.revoked:
+            return
+        if task.running:
+            task.revoked = True
+            commands.append(KillTask(key))
+        else:
+            del self.tasks[key]
+            commands.append(DropTask(key))
+
+    def _return(self, key: str) -> None:
+        if task := self.tasks.get(key):
+            task.running = False
+            task.zygote = BARE
+
+    def _by_number(self, number: int) -> Zygote | None:
+        return next((z for z in self.zygotes.values() if z.number == number), None)
+
+    def _forget(self, number: int, commands: list[Command]) -> None:
+        if zygote := self._by_number(number):
+            del self.zygotes[zygote.file]
+            commands.append(StopZygote(number))
+
+    def _settle(self, number: int, state: Literal["ready", "unfit"], now: float) -> None:
+        if zygote := self._by_number(number):
+            zygote.state = state
+            zygote.used = now
+
+    def _died(self, number: int) -> None:
+        if zygote := self._by_number(number):
+            if zygote.state == "parsing":
+                zygote.state = "unfit"  # it crashes while it parses: do not have it crash again for every task
+            else:
+                del self.zygotes[zygote.file]
+
+    def _retire(self, now: float, commands: list[Command]) -> None:
+        in_use = {task.file for task in self.tasks.values() if not task.running}
+        idle = sorted((z for z in self.zygotes.values() if z.file not in in_use), key=lambda z: z.used)
+        surplus = len(self.zygotes) - self.limits.zygotes
+        for place, zygote in enumerate(idle):
+            if zygote.state != "parsing" and (place < surplus or now - zygote.used >= self.limits.idle_s):
+                self._forget(zygote.number, commands)
+
+    def _start_what_fits(self, now: float, commands: list[Command]) -> None:
+        if self.drained:
+            return
+        waiting = sorted((task for task in self.tasks.values() if not task.running), key=lambda task: task.order)
+        for task in waiting:
+            number = self._zygote_for(task, now, commands)
+            if number is None:
+                continue
+            if not self._fits(task):
+                return
+            task.running = True
+            task.zygote = number
+            commands.append(StartTask(task.key, number))
+
+    def _zygote_for(self, task: Task, now: float, commands: list[Command]) -> int | None:
+        """The zygote that a task starts from; ``None``: it has to wait for the parse."""
+        if task.file is None:
+            return BARE
+        zygote = self.zygotes.get(task.file)
+        if zygote is None:
+            self._numbers += 1
+            self.zygotes[task.file] = Zygote(self._numbers, task.file, now)
+            commands.append(StartZygote(self._numbers, task.file))
+            return None
+        zygote.used = now
+        if zygote.state == "ready":
+            return zygote.number
+        if zygote.state == "unfit" or now - task.since >= self.limits.patience_s:
+            return BARE
+        return None
+
+    def _fits(self, task: Task) -> bool:
+        others = [other for other in self.tasks.values() if other.running]
+        if not others:
+            return True
+        return (
+            self.plenty
+            and len(others) < self.limits.tasks
+            and sum(other.cpus for other in others) + task.cpus <= self.limits.cpus
+            and sum(other.memory_bytes for other in others) + task.memory_bytes <= self.limits.memory_bytes
+        )

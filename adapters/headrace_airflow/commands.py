@@ -1,0 +1,89 @@
+"""``airflow headrace status | drain | resume | evict | stop``: what a node's daemon does, and what it shall do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from headrace_airflow import client
+from headrace_airflow.wire import Message
+
+
+def commands() -> list[Any]:
+    """The commands, as Airflow's command line takes them."""
+    from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
+
+    as_json = Arg(("--json",), help="print JSON", action="store_true")
+    actions = [
+        ("status", status, "Show the daemon of this node: its tasks and what it holds", (as_json,)),
+        ("drain", drain, "Start no further task; what runs goes on", ()),
+        ("resume", resume, "Start tasks again after a drain", ()),
+        ("evict", evict, "Let go of all parsed DAG files; they are parsed again when needed", ()),
+        ("stop", stop, "End the daemon, and with it what runs", ()),
+    ]
+    return [
+        GroupCommand(
+            name="headrace",
+            help="Look at and control the Headrace daemon of this node",
+            subcommands=[ActionCommand(name=n, help=h, func=f, args=a) for n, f, h, a in actions],
+        )
+    ]
+
+
+def status(args: Any) -> None:
+    """Prints what the daemon says of itself."""
+    answer = _ask({"t": "status"})
+    if args.json:
+        _print(json.dumps(answer, indent=2))
+        return
+    limits = answer["limits"]
+    _print(
+        f"daemon {answer['pid']}, up {time.time() - answer['since']:.0f} s, {answer['schedulers']} scheduler(s)"
+        + (", drained" if answer["drained"] else "")
+    )
+    _print(f"limits: {limits['cpus']:g} cpus, {limits['memory_bytes'] / 2**30:.1f} GiB, {limits['tasks']} tasks")
+    for task in answer["tasks"]:
+        age = time.time() - task["since"]
+        _print(f"  {task['state']:9} {age:7.1f} s  {task['cpus']:4.1f} cpus  pid {task['pid'] or '-'}  {task['name']}")
+    for zygote in answer["zygotes"]:
+        name = "bare" if zygote["file"] is None else f"{zygote['file'][0]}: {zygote['file'][2]}"
+        _print(f"  zygote {zygote['pid']}  {name}" + (f"  not held: {zygote['unfit']}" if zygote["unfit"] else ""))
+
+
+def drain(args: Any) -> None:
+    """Has the daemon start no further task."""
+    _ask({"t": "drain", "on": True})
+
+
+def resume(args: Any) -> None:
+    """Has the daemon start tasks again."""
+    _ask({"t": "drain", "on": False})
+
+
+def evict(args: Any) -> None:
+    """Has the daemon let go of its zygotes."""
+    _print(f"{_ask({'t': 'evict'})['count']} DAG file(s) let go")
+
+
+def stop(args: Any) -> None:
+    """Ends the daemon."""
+    _ask({"t": "stop"})
+
+
+def _ask(message: Message) -> Message:
+    from headrace_airflow.executor import HeadraceExecutor
+
+    channel = client.connect(HeadraceExecutor().place, "command")
+    if channel is None:
+        raise SystemExit("No Headrace daemon runs for this AIRFLOW_HOME and database")
+    answer = client.ask(channel, message)
+    channel.close()
+    if answer is None:
+        raise SystemExit("The Headrace daemon does not answer")
+    return answer
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")

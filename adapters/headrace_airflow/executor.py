@@ -1,0 +1,362 @@
+"""HeadraceExecutor: the thin part that lives in the scheduler. All work is the node daemon's.
+
+    scheduler loop ── queue_workload, heartbeat ──▶ HeadraceExecutor ══ socket ══▶ daemon
+                   ◀── success(), fail(), running_state() ──
+
+Every submission has an id of its own: the external executor id that the scheduler assigned when it queued the task, so
+that a scheduler that comes after a killed one can ask the daemon for it. One key may have two submissions for a moment
+(a deferred task that resumes before its first process is gone), never two with one id.
+
+Nothing here waits, with one exception: while tasks run and there is nothing else to do, ``sync`` waits for them, up to
+the time that the scheduler would have slept anyway, and returns at once when one has ended. That is what closes the gap
+between a task and its successor.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.configuration import conf
+from airflow.executors.base_executor import PARALLELISM, BaseExecutor
+
+from headrace.errors import ConfigError
+from headrace_airflow import client, internals, places, settings
+from headrace_airflow.wire import Channel, Message
+
+if TYPE_CHECKING:
+    from airflow.executors import workloads
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.taskinstancekey import TaskInstanceKey
+
+_LOOK_S = 0.5
+_ADOPT_S = 10.0
+_DRAIN_LOG_S = 30.0
+
+
+class HeadraceExecutor(BaseExecutor):
+    """Runs tasks on this machine, warm; set ``[core] executor = headrace_airflow.HeadraceExecutor``."""
+
+    is_local = True
+    is_production = True
+    serve_logs = True
+    supports_ad_hoc_ti_run = True
+    supports_callbacks = True
+    supports_multi_team = True
+    supports_connection_test = True
+    pre_assigns_external_executor_id: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not hasattr(self, "conf"):  # before multi-team
+            self.conf = conf
+        self.settings = settings.resolve(_section(self.conf), getattr(self, "parallelism", PARALLELISM))
+        self._place: Path | None = None
+        self._daemon: Channel | None = None
+        self._keys: dict[str, Any] = {}
+        """Submission → key, of what the daemon has."""
+        self._active: dict[Any, str] = {}
+        """Key → its latest submission."""
+        self._submitted = False
+        self._looked_at = 0.0
+        self._launched_at = float("-inf")
+        self._wake_key = internals.wake_key()
+        self._idle_sleep_s = conf.getfloat("scheduler", "scheduler_idle_sleep_time", fallback=1.0)
+        self._draining = False
+
+    # --- life ---
+
+    @property
+    def place(self) -> Path:
+        """The daemon's folder."""
+        if self._place is None:
+            from airflow.configuration import AIRFLOW_HOME
+
+            database = conf.get_mandatory_value("database", "sql_alchemy_conn")
+            team = getattr(self, "team_name", None)
+            self._place = places.folder(AIRFLOW_HOME, database, team, self.settings.directory)
+        return self._place
+
+    @property
+    def log_file(self) -> Path:
+        """Where the daemon, and what it starts, write what concerns no single task."""
+        return Path(conf.get_mandatory_value("logging", "base_log_folder"), "headrace", "daemon.log")
+
+    def start(self) -> None:
+        """Finds or starts the daemon."""
+        self._daemon = client.connect_or_launch(self.place, self.settings, self.log_file, "scheduler")
+        self.log.info("Connected to the Headrace daemon in %s", self.place)
+
+    def end(self) -> None:
+        """Waits for what runs, then lets the daemon be."""
+        self._draining = True
+        self.log.info("Waiting for %d running workloads; signal again not to wait", len(self._keys))
+        while self._keys and self._daemon is not None:
+            self._wait(_DRAIN_LOG_S)
+            self._take_events()
+        self._disconnect()
+
+    def terminate(self) -> None:
+        """Leaves what runs to itself: a scheduler that comes later adopts it."""
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._daemon is not None:
+            self._daemon.drain(1.0)
+            self._daemon.close()
+            self._daemon = None
+
+    # --- submitting ---
+
+    def _process_workloads(self, workload_items: Sequence[Any]) -> None:
+        for workload in workload_items:
+            key = workload.key
+            (
+                self.queued_tasks.pop(key, None)
+                or getattr(self, "queued_callbacks", {}).pop(key, None)
+                or getattr(self, "queued_connection_tests", {}).pop(key, None)
+            )
+            self.running.add(key)
+            try:
+                self._submit(key, workload)
+            except ConfigError as error:
+                self.fail(key, info=str(error))
+            self._submitted = True
+
+    def _submit(self, key: Any, workload: workloads.All) -> None:
+        ti = getattr(workload, "ti", None)
+        needs = settings.needs_of(getattr(ti, "executor_config", None))
+        submission = str(getattr(ti, "external_executor_id", None) or uuid.uuid4())
+        message: Message = {
+            "t": "submit",
+            "id": submission,
+            "name": _name(workload),
+            "workload": workload.model_dump(mode="json"),
+            "server": _server(self.conf),
+            "file": _file_of(workload) if ti is not None else None,
+            "priority": getattr(ti, "priority_weight", 0),
+            "cpus": needs.cpus,
+            "memory_bytes": needs.memory_bytes,
+        }
+        self._keys[submission] = key
+        self._active[key] = submission
+        if self._daemon is None:
+            self._lose_daemon()
+        else:
+            self._daemon.send(message)
+
+    # --- events ---
+
+    def sync(self) -> None:
+        """Takes in what the daemon says; waits for it only instead of the scheduler's idle sleep."""
+        submitted, self._submitted = self._submitted, False
+        self._reconnect()
+        self._look_for_lost_tasks()
+        woken = self._take_events()
+        if self._may_wait() and not submitted and not woken:
+            deadline = time.monotonic() + min(self._idle_sleep_s, 1.0)
+            while not woken and self._keys and (left := deadline - time.monotonic()) > 0:
+                self._wait(left)
+                woken = self._take_events()
+            woken = True
+        if woken and self._may_close_gap():
+            self._keep_awake()
+
+    def _may_close_gap(self) -> bool:
+        return self.settings.close_gap and self._wake_key is not None
+
+    def _may_wait(self) -> bool:
+        return self._may_close_gap() and bool(self._keys) and self._idle_sleep_s > 0 and self._daemon is not None
+
+    def _keep_awake(self) -> None:
+        """Has the scheduler's loop not sleep: see ``internals.wake_key``."""
+        self.success(self._wake_key)
+
+    def _wait(self, timeout_s: float) -> None:
+        if self._daemon is not None:
+            poll = select.poll()
+            poll.register(self._daemon, select.POLLIN | (select.POLLOUT if self._daemon.unsent else 0))
+            poll.poll(timeout_s * 1000)
+
+    def _take_events(self) -> bool:
+        """Takes in all that has arrived; whether the scheduler has to look at once."""
+        if self._daemon is None:
+            return False
+        self._daemon.flush()
+        found = [self._take(message) for message, _ in self._daemon.receive()]
+        if self._daemon.closed:
+            self._lose_daemon()
+            return True
+        return any(found)
+
+    def _take(self, message: Message) -> bool:
+        key = self._keys.get(message.get("id", ""))
+        if key is None:
+            return False
+        match message["t"]:
+            case "started":
+                if (state := _running_state(key)) is not None:
+                    self.running_state(key, state)
+            case "reported":
+                return True
+            case "ended":
+                self._finish(message["id"], key, message)
+                return not message.get("ok") or not self._keys
+        return False
+
+    def _finish(self, submission: str, key: Any, message: Message) -> None:
+        del self._keys[submission]
+        if message.get("dropped"):
+            if self._active.get(key) == submission:
+                del self._active[key]
+                self.running.discard(key)
+            return
+        state = _ended_state(key, bool(message["ok"]))
+        latest = self._active.get(key) == submission
+        if latest:
+            del self._active[key]
+        self.change_state(key, state, message.get("info"), remove_running=latest)
+
+    def _lose_daemon(self) -> None:
+        """The daemon has gone, and with it all that it ran."""
+        self._disconnect()
+        self.log.error("The Headrace daemon is gone; see %s", self.log_file)
+        for submission, key in list(self._keys.items()):
+            self._finish(submission, key, {"ok": False, "info": "The Headrace daemon ended, and the task with it"})
+
+    def _reconnect(self) -> None:
+        if self._daemon is not None or self._place is None or self._draining:
+            return
+        self._daemon = client.connect(self.place, "scheduler", timeout_s=1.0)
+        if self._daemon is None and time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
+            self._launched_at = time.monotonic()
+            client.launch(self.place, self.settings, self.log_file)
+
+    @property
+    def slots_available(self) -> int:
+        """As stock, and none while there is no daemon."""
+        available: int = super().slots_available
+        return available if self._daemon is not None else 0
+
+    # --- what the scheduler asks for ---
+
+    def _look_for_lost_tasks(self) -> None:
+        """Tasks that are no longer running as far as the database knows: their supervisors shall ask at once.
+
+        Their next heartbeat would tell them, up to 5 s later.
+        """
+        now = time.monotonic()
+        if not self._keys or self._daemon is None or now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        if lost := internals.no_longer_running(self._keys):
+            self._daemon.send({"t": "look", "ids": lost})
+
+    def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
+        """Takes over what the daemon still has of a dead scheduler's tasks: the same try goes on."""
+        if self._daemon is None:
+            return tis
+        asked = {str(ti.external_executor_id): ti for ti in tis if ti.external_executor_id}
+        if not asked:
+            return tis
+        for submission, ti in asked.items():
+            self._keys[submission] = ti.key
+        self._daemon.send({"t": "adopt", "ids": list(asked)})
+        known = self._await_adoption()
+        for submission, ti in asked.items():
+            if submission not in known:
+                self._keys.pop(submission, None)
+            elif submission in self._keys:
+                self.running.add(ti.key)
+                self._active[ti.key] = submission
+        return [ti for ti in tis if str(ti.external_executor_id) not in known]
+
+    def _await_adoption(self) -> set[str]:
+        deadline = time.monotonic() + _ADOPT_S
+        while self._daemon is not None and time.monotonic() < deadline:
+            self._wait(deadline - time.monotonic())
+            messages = [message for message, _ in self._daemon.receive()]
+            answer = next((m for m in messages if m["t"] == "adopted"), None)
+            for message in messages:
+                self._take(message)
+            if answer is not None:
+                return set(answer["ids"])
+            if self._daemon.closed:
+                self._lose_daemon()
+        return set()
+
+    def revoke_task(self, *, ti: TaskInstance) -> None:
+        """Drops a task from the queue, or kills it; the database is the caller's."""
+        key: TaskInstanceKey = ti.key
+        self.queued_tasks.pop(key, None)
+        self.running.discard(key)
+        submission = self._active.pop(key, None)
+        if submission is not None:
+            self._keys.pop(submission, None)
+            if self._daemon is not None:
+                self._daemon.send({"t": "revoke", "id": submission})
+
+    def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
+        """What a running task has written so far."""
+        if (daemon := client.connect(self.place, "reader", timeout_s=1.0)) is None:
+            return [], []
+        status = client.ask(daemon, {"t": "status"}, timeout_s=1.0) or {"tasks": []}
+        daemon.close()
+        submission = str(ti.external_executor_id)
+        task = next((task for task in status["tasks"] if task["id"] == submission), None)
+        if task is None or not task["log_path"] or ti.try_number != try_number:
+            return [], []
+        path = Path(conf.get_mandatory_value("logging", "base_log_folder"), task["log_path"])
+        try:
+            text = path.read_text(errors="replace")
+        except FileNotFoundError:
+            text = ""
+        return [f"Running under Headrace as process {task['pid']}"], [text]
+
+    @staticmethod
+    def get_cli_commands() -> list[Any]:
+        """``airflow headrace status | drain | resume | evict``."""
+        from headrace_airflow import commands
+
+        return commands.commands()
+
+
+def _section(configuration: Any) -> dict[str, Any] | None:
+    section = configuration.getsection("headrace")
+    return dict(section) if section else None
+
+
+def _server(configuration: Any) -> str:
+    try:
+        from airflow.executors.base_executor import get_execution_api_server_url
+    except ImportError:  # before 3.2
+        base = conf.get("api", "base_url", fallback="/")
+        base = f"http://localhost:8080{base}" if base.startswith("/") else base
+        return str(conf.get("core", "execution_api_server_url", fallback=f"{base.rstrip('/')}/execution/"))
+    return str(get_execution_api_server_url(configuration))
+
+
+def _name(workload: Any) -> str:
+    if (ti := getattr(workload, "ti", None)) is None:
+        return str(workload.display_name)
+    mapped = "" if ti.map_index < 0 else f"[{ti.map_index}]"
+    return f"{ti.dag_id}.{ti.task_id}{mapped} {ti.run_id} #{ti.try_number}"
+
+
+def _file_of(workload: Any) -> list[str]:
+    return [workload.bundle_info.name, workload.bundle_info.version or "", os.fspath(workload.dag_rel_path)]
+
+
+def _ended_state(key: Any, ok: bool) -> Any:
+    state = internals.state_class(key)
+    return state.SUCCESS if ok else state.FAILED
+
+
+def _running_state(key: Any) -> Any:
+    """The state to report when a workload has started; tasks report it themselves."""
+    return None if internals.is_task(key) else internals.state_class(key).RUNNING

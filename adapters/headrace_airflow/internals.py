@@ -1,0 +1,212 @@
+"""Everything that leans on Airflow's internals, by the process that it runs in. What is missing is gone without.
+
+    origin      prepare_origin
+    supervisor  run_workload
+    zygote      forbid_database, hold_parsed, reseed, run_task
+    scheduler   keep_awake, forget_wake_ups
+
+Nothing is imported from Airflow before it is needed: the daemon and the command line stay small.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from headrace_airflow.wire import Channel, Message
+
+
+class NeedsSupervisor(BaseException):
+    """A DAG file asks for a Variable, a Connection or the like while it is parsed without a task.
+
+    No ``Exception``, so that neither Airflow nor the file takes it for an import error.
+    """
+
+
+# --- origin ---
+
+
+def prepare_origin() -> None:
+    """Imports what supervisors and tasks need, makes what they share, and mends what stock supervisors do badly."""
+    from airflow.sdk.api.client import Client
+    from airflow.sdk.execution_time import supervisor
+
+    from headrace_airflow import activity, streams
+
+    activity.prepare()
+    make_context = getattr(Client, "_get_ssl_context_cached", None)
+    if make_context is not None:  # 20 ms of reading certificates, once for all supervisors
+        from airflow.sdk.api import client
+
+        make_context(client.API_SSL_CA_FILE_PATH, client.API_SSL_CERT_PATH)
+    if hasattr(supervisor, "make_buffered_socket_reader"):
+        supervisor.make_buffered_socket_reader = streams.line_reader
+
+
+# --- supervisor ---
+
+
+def run_workload(message: Message, zygote: Channel, daemon: Channel) -> Message:
+    """Runs one workload to its end; returns what is to be reported.
+
+    Raises:
+        NotStarted: the zygote was gone before anything had run.
+        Exception: whatever stock supervisors raise; then the workload has failed.
+    """
+    from airflow.executors import workloads
+    from pydantic import TypeAdapter
+
+    from headrace_airflow import activity
+
+    workload = TypeAdapter(workloads.All).validate_python(message["workload"])
+    return activity.run(workload, message["server"], zygote, daemon)
+
+
+# --- zygote and task ---
+
+
+def forbid_database() -> None:
+    """User code has no access to the metadata database, as in stock tasks; here before the first file is parsed."""
+    from airflow.sdk.execution_time import supervisor
+
+    supervisor.block_orm_access()
+
+
+def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
+    """Parses a DAG file as a task would; tasks forked from here find it parsed.
+
+    Returns:
+        why it cannot be held; empty: it is held.
+    """
+    from airflow.dag_processing import dagbag
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.sdk.execution_time import task_runner
+
+    comms = _NoSupervisor()
+    task_runner.SUPERVISOR_COMMS = comms
+    try:
+        bundle = DagBundlesManager().get_bundle(name=bundle_name, version=version)
+        bundle.initialize()
+        folder = os.fspath(os.path.join(bundle.path, rel_path))
+        stock = dagbag.BundleDagBag
+        arguments = {
+            "dag_folder": folder,
+            "safe_mode": False,
+            "load_op_links": False,
+            "bundle_path": bundle.path,
+            "bundle_name": bundle_name,
+        }
+        bag = stock(**arguments)
+    finally:
+        del task_runner.SUPERVISOR_COMMS
+    if comms.asked_for:
+        return f"it asks for {comms.asked_for} while it is parsed"
+    if bag.import_errors:
+        return "it has import errors"
+    if not bag.dags:
+        return "it has no DAG"
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        return bag if not args and kwargs == arguments else stock(*args, **kwargs)
+
+    dagbag.BundleDagBag = held
+    return ""
+
+
+class _NoSupervisor:
+    """Stands where a task has its connection to the supervisor."""
+
+    asked_for = ""
+
+    def send(self, msg: object, *args: object, **kwargs: object) -> NoReturn:
+        self.asked_for = type(msg).__name__
+        raise NeedsSupervisor(self.asked_for)
+
+    asend = send
+
+
+def reseed() -> None:
+    """Children of one process must not draw the same numbers. The standard library sees to itself."""
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+
+
+def run_task(message: Message, fds: list[int]) -> NoReturn:
+    """In the task process: what the stock supervisor's child does; never returns."""
+    from airflow.sdk.execution_time import supervisor, task_runner
+
+    from headrace_airflow import rendering
+
+    requests, stdout, stderr, log_fd = fds
+    if hasattr(task_runner, "_serialize_template_field"):
+        task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
+    sockets = [socket.socket(fileno=fd) for fd in (requests, stdout, stderr)]
+    supervisor._fork_main(*sockets, log_fd, _target(message))
+    os._exit(124)  # it never returns
+
+
+def _target(message: Message) -> Callable[[], None]:
+    if callback := message.get("callback"):
+        from headrace_airflow import activity
+
+        return lambda: activity.run_callback(callback)
+    from airflow.sdk.execution_time import task_runner
+
+    main: Callable[[], None] = task_runner.main
+    return main
+
+
+# --- scheduler ---
+
+
+def wake_key() -> Any:
+    """A key for an event that the scheduler counts, and otherwise ignores: it does not sleep after it.
+
+    The loop sleeps unless tasks were queued or events are left over. An event of a connection test that does not exist
+    is left over and does nothing (``SchedulerJobRunner.process_executor_events``). ``None``: this Airflow has none;
+    then a small ``[scheduler] scheduler_idle_sleep_time`` helps.
+    """
+    try:
+        from airflow.models.connection_test import ConnectionTestKey
+    except ImportError:
+        return None
+    return ConnectionTestKey(id="headrace-wake-up")
+
+
+def is_task(key: Any) -> bool:
+    """Whether a workload's key is a task instance's."""
+    from airflow.models.taskinstancekey import TaskInstanceKey
+
+    return isinstance(key, TaskInstanceKey)
+
+
+def state_class(key: Any) -> Any:
+    """The enumeration that has the states of a workload."""
+    from airflow.utils.state import TaskInstanceState
+
+    try:
+        from airflow.executors.base_executor import state_class_for_key
+    except ImportError:  # before 3.3
+        return TaskInstanceState
+    return state_class_for_key(key)
+
+
+def no_longer_running(submissions: Iterable[str]) -> list[str]:
+    """Those of the tasks submitted under these external executor ids that the database does not have as under way."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from airflow.utils.state import TaskInstanceState
+    from sqlalchemy import select
+
+    asked = list(submissions)
+    under_way = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
+    query = select(TaskInstance.external_executor_id).where(
+        TaskInstance.external_executor_id.in_(asked), TaskInstance.state.in_(under_way)
+    )
+    with create_session() as session:
+        found = set(session.scalars(query))
+    return [submission for submission in asked if submission not in found]

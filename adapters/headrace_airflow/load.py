@@ -1,0 +1,77 @@
+"""How busy tasks are, and whether the node has memory left: what /proc says."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_LEAST_FREE: Final = 0.05
+_LEAST_FREE_BYTES: Final = 256 * 2**20
+
+
+class Load:
+    """CPU use of process groups between two measurements."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, float] = {}
+        self._at = time.monotonic()
+
+    def measure(self, groups: set[int]) -> dict[int, float]:
+        """How many cpus each group has used since the last measurement; groups new since then are left out."""
+        now = time.monotonic()
+        elapsed = max(now - self._at, 1e-3)
+        seconds = _cpu_seconds(groups)
+        found = {
+            group: max(0.0, (seconds[group] - self._before[group]) / elapsed)
+            for group in seconds
+            if group in self._before
+        }
+        self._before, self._at = seconds, now
+        return found
+
+
+def _cpu_seconds(groups: set[int]) -> dict[int, float]:
+    """CPU seconds of all processes of each group, and of what they have waited for."""
+    found: dict[int, float] = {}
+    for name in os.listdir("/proc") if groups else ():
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        group = int(fields[2])
+        if group in groups:
+            found[group] = found.get(group, 0.0) + sum(map(int, fields[11:15])) / _TICKS
+    return found
+
+
+def memory_is_plenty() -> bool:
+    """Whether another task may start, as far as memory goes: of the machine, and of the cgroup if it is limited."""
+    with open("/proc/meminfo") as file:
+        values = dict(line.split(":") for line in file)
+    total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    if (limit := _read("/sys/fs/cgroup/memory.max")) is not None:
+        used = _read("/sys/fs/cgroup/memory.current") or 0
+        cache = _cgroup_cache()
+        total, free = min(total, limit), min(free, limit - used + cache)
+    return free >= min(_LEAST_FREE_BYTES, _LEAST_FREE * total)
+
+
+def _read(path: str) -> int | None:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):  # no cgroup v2, or no limit
+        return None
+
+
+def _cgroup_cache() -> int:
+    try:
+        with open("/sys/fs/cgroup/memory.stat") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("inactive_file ")), 0)
+    except OSError:
+        return 0

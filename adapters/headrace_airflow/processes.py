@@ -1,0 +1,109 @@
+"""What the kernel does for a tree of processes in which nothing may be left behind.
+
+The tree, and what ends each part of it::
+
+    daemon          ends itself when nobody needs it
+    └── origin          killed with the daemon (parent-death signal)
+        ├── supervisor      killed with the origin; its zygote then kills its task
+        └── zygote          killed with the origin
+            └── task            killed with the zygote; a process group of its own
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when the thread that made it ends.
+
+    Args:
+        parent: the parent's pid: if it is gone already, this process ends now.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def hide_memory() -> None:
+    """Other processes of the same user can no longer read this one's memory, environment or descriptors."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def show_memory() -> None:
+    """Takes ``hide_memory`` back: a forked child that holds no secret may be debugged and profiled."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def adopt_orphans() -> None:
+    """Grandchildren whose parent died become children of this process, so that it can end them."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def threads_of_this_process() -> int:
+    """How many threads the kernel counts, those of C libraries included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Closes every descriptor from 3 up that is not kept."""
+    previous = 2
+    for fd in sorted(keep):
+        if fd > previous:
+            os.closerange(previous + 1, fd)
+            previous = fd
+    os.closerange(previous + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def exit_code(status: int) -> int:
+    """A wait status as Python's subprocess has it: a negative signal, or the exit code."""
+    return os.waitstatus_to_exitcode(status)
+
+
+def describe(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def kill_group(pid: int) -> None:
+    """Kills the process group that a task leads, and the task itself if it has none yet."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+
+
+def end_children() -> None:
+    """Kills every child of this process, adopted ones too, until there is none."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+        if not children:
+            return

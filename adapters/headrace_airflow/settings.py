@@ -1,0 +1,154 @@
+"""Settings of the executor and its node daemon: the section ``[headrace]`` of Airflow's configuration, read once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from headrace.config import available_cores
+from headrace.errors import ConfigError
+
+_UNITS: Final = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS_DECIMAL: Final = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set.
+
+    Args:
+        cpus: how much CPU tasks may use, measured or declared, before another one starts; default: half as much again
+            as there are cores, because a task also waits for the API server.
+        memory_bytes: how much memory tasks may declare; default: what the machine or its cgroup has.
+        tasks: how many tasks run at once at most; default: ``[core] parallelism``.
+        patience_s: a task that has waited so long for its DAG file to be parsed once for all parses it for itself.
+        zygote_idle_s: a parsed DAG file unused for this long is let go.
+        zygotes: how many parsed DAG files are held.
+        linger_s: the daemon ends when it has had neither a scheduler nor a task for this long.
+        close_gap: whether the scheduler is woken when a task ends, instead of at the end of its idle sleep.
+        directory: where the daemon's socket is; default: a folder of the user's in the temporary directory.
+    """
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    tasks: int = 32
+    patience_s: float = 10.0
+    zygote_idle_s: float = 300.0
+    zygotes: int = 16
+    linger_s: float = 60.0
+    close_gap: bool = True
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        if self.cpus == 0:
+            object.__setattr__(self, "cpus", 1.5 * available_cores())
+        if self.memory_bytes == 0:
+            object.__setattr__(self, "memory_bytes", available_memory())
+        for name in ("cpus", "memory_bytes", "tasks", "zygotes"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"[headrace] {name} must be more than 0, not {getattr(self, name)!r}")
+        for name in ("patience_s", "zygote_idle_s", "linger_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"[headrace] {name} must not be negative, not {getattr(self, name)!r}")
+
+
+_NAMES: Final = {
+    "cpus": "cpus",
+    "memory": "memory_bytes",
+    "tasks": "tasks",
+    "patience": "patience_s",
+    "zygote_idle": "zygote_idle_s",
+    "zygotes": "zygotes",
+    "linger": "linger_s",
+    "close_gap": "close_gap",
+    "directory": "directory",
+}
+
+
+def resolve(section: Mapping[str, Any] | None, parallelism: int) -> Settings:
+    """Builds the settings.
+
+    Args:
+        section: ``[headrace]`` of Airflow's configuration; names that the XCom backend reads are left alone.
+        parallelism: ``[core] parallelism``.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
+    found: dict[str, Any] = {"tasks": parallelism}
+    for name, value in (section or {}).items():
+        if (known := _NAMES.get(name)) and value not in (None, ""):
+            found[known] = _parse(name, kinds[known], value)
+    return Settings(**found)
+
+
+def _parse(name: str, kind: type, value: Any) -> Any:
+    try:
+        if name == "memory":
+            return parse_bytes(value)
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[str(value).strip().lower()]
+        return kind(value)
+    except (KeyError, ValueError):
+        raise ConfigError(f"[headrace] {name} must be of type {kind.__name__}, not {value!r}") from None
+
+
+def parse_bytes(value: object) -> int:
+    """``4GiB``, ``500 MB``, ``1048576`` as a number of bytes.
+
+    Raises:
+        ValueError: it is none of these, or negative.
+    """
+    text = str(value).strip().lower()
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    factor = {**_UNITS, **_UNITS_DECIMAL}.get(text[len(number) :].strip())
+    if factor is None:
+        raise ValueError(f"{value!r} is no amount of memory; write, for example, 4GiB")
+    amount = float(number) * factor
+    if not 0 <= amount < 2**63:
+        raise ValueError(f"{value!r} is no amount of memory")
+    return int(amount)
+
+
+def available_memory() -> int:
+    """Bytes of memory of this machine, or of this cgroup if it is limited."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = file.read().strip()
+        return total if limit == "max" else min(total, int(limit))
+    except (OSError, ValueError):
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one task declares with ``executor_config={"headrace": {"cpus": 2, "memory": "4GiB"}}``."""
+
+    cpus: float | None = None
+    memory_bytes: int = 0
+
+
+def needs_of(executor_config: object) -> Needs:
+    """Reads a task's declaration.
+
+    Raises:
+        ConfigError: it cannot be understood.
+    """
+    declared = executor_config.get("headrace") if isinstance(executor_config, Mapping) else None
+    if not declared:
+        return Needs()
+    if not isinstance(declared, Mapping) or not set(declared) <= {"cpus", "memory"}:
+        raise ConfigError(f'executor_config["headrace"] may have "cpus" and "memory", not {declared!r}')
+    try:
+        cpus = None if declared.get("cpus") is None else float(declared["cpus"])
+        memory_bytes = parse_bytes(declared.get("memory") or 0)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'executor_config["headrace"]: {error}') from None
+    if cpus is not None and not 0 <= cpus < float("inf"):
+        raise ConfigError(f'executor_config["headrace"]: cpus must not be negative, not {cpus}')
+    return Needs(cpus, memory_bytes)
