@@ -13,7 +13,7 @@ import pytest
 from headrace.companions import States
 from headrace.config import Settings
 from headrace.lanes.processes.lane import ProcessLane
-from headrace.sched.events import Event, WorkersIdled, WorkerStarted
+from headrace.sched.events import Event, Span, WorkerRan, WorkersIdled, WorkerStarted
 from headrace.task import Call
 
 E = TypeVar("E")
@@ -109,6 +109,19 @@ class FakeHost:
 
         event: E = self.wait(find, f"{kind.__name__} {fields}")
         return event
+
+    def ran(self, *tasks: int) -> None:
+        """Waits until all these tasks were reported as run."""
+        self.wait(lambda: {s.task for e in self.of(WorkerRan) for s in e.spans} >= set(tasks), f"the end of {tasks}")
+
+    def span_of(self, task: int) -> Span:
+        return next(s for e in self.of(WorkerRan) for s in e.spans if s.task == task)
+
+    def execute(self, lane: ProcessLane, worker: int, *tasks: int) -> None:
+        """Has a worker run these tasks, and waits for their end."""
+        lane.run(worker, tasks)
+        lane.flush()
+        self.ran(*tasks)
 
     def story(self) -> list[str]:
         """The names of the events, but for the clock's."""

@@ -22,10 +22,6 @@ from headrace.sched.events import TaskRaised, TasksRevoked, TaskUnpicklable, Val
 DEATHS = {"c_exit": f"exit code {t.CRASH_EXIT_CODE}", "segfault": "killed by SIGSEGV", "sigkill": "killed by SIGKILL"}
 
 
-def ran(host: Any, *tasks: int) -> None:
-    host.wait(lambda: {s.task for e in host.of(WorkerRan) for s in e.spans} >= set(tasks), f"the end of {tasks}")
-
-
 def run(host: Any, lane: Any, worker: int, *tasks: int) -> None:
     lane.run(worker, tasks)
     lane.flush()
@@ -57,7 +53,7 @@ def test_a_death_is_laid_to_exactly_the_task_at_fault(hosted: Any, tmp_path: Pat
         assert rss_bytes < 1 << 30
         assert not host.errors
         run(host, lane, 2, 2)  # others are untouched
-        ran(host, 2)
+        host.ran(2)
         assert [s["worker"] for s in lane.status()] == [2]
 
 
@@ -68,7 +64,7 @@ def test_what_raises_fails_the_task_and_not_the_worker(hosted: Any, tmp_path: Pa
         add_culprit(host, stage, how, tmp_path / "log")
         host.add(2, t.inc, 2)
         run(host, lane, 1, 1, 2)
-        ran(host, 2)
+        host.ran(2)
         if (stage, how) == ("pickle result", "raise"):
             assert host.next(TaskUnpicklable) == TaskUnpicklable(1, 1)
             assert isinstance(host.errors[1], UnpicklableError)
@@ -85,7 +81,7 @@ def test_what_raises_when_the_owner_unpickles_a_result_fails_the_task(hosted: An
         host.add(1, t.make_crash_at_unpickle, how, tmp_path / "log", wanted=True)
         host.add(2, t.inc, 2)
         run(host, lane, 1, 1, 2)
-        ran(host, 2)
+        host.ran(2)
         assert host.next(TaskRaised) == TaskRaised(1, 1)
         assert type(host.errors[1]) is (SystemExit if how == "exit" else t.TaskError)
 
@@ -96,7 +92,7 @@ def test_a_result_that_kills_who_reads_it_is_laid_to_the_reader(hosted: Any, tmp
         host.add(1, t.make_crash_at_unpickle, how, tmp_path / "log")
         host.add(2, t.identity, None, holes=((0, 1),), wanted=True)
         run(host, lane, 1, 1)
-        ran(host, 1)
+        host.ran(1)
         lane.publish(1, 1)
         lane.flush()
         host.next(ValuePublished)
@@ -126,7 +122,7 @@ def test_an_idle_worker_s_death_blames_nobody(hosted: Any) -> None:
     with hosted() as (host, lane):
         host.add(0, t.inc, 1)
         run(host, lane, 1, 0)
-        ran(host, 0)
+        host.ran(0)
         os.kill(lane.status()[0]["pid"], signal.SIGTERM)
         assert host.next(WorkerDied) == WorkerDied(1, None)
         assert lane.obituary(1)[0] == "killed by SIGTERM"
@@ -208,7 +204,7 @@ def test_orders_for_a_dead_worker_are_harmless(hosted: Any) -> None:
         lane.stop(1, kill=True)
         lane.flush()
         run(host, lane, 2, 0)
-        ran(host, 0)
+        host.ran(0)
 
 
 def test_what_tasks_have_started_dies_with_the_worker(hosted: Any) -> None:
@@ -219,7 +215,7 @@ def test_what_tasks_have_started_dies_with_the_worker(hosted: Any) -> None:
         host.add(0, spawn_sleeper, wanted=True)
         host.add(1, t.crash, "sigkill")
         run(host, lane, 1, 0)
-        ran(host, 0)
+        host.ran(0)
         child = psutil.Process(host.values[0])
         run(host, lane, 1, 1)
         host.next(WorkerDied)
@@ -338,7 +334,7 @@ def test_ctrl_c_while_sending_costs_the_worker_but_no_other_task(hosted: Any) ->
         # Nobody knows what worker 1 was told: it is gone, so that its tasks can run elsewhere.
         assert host.next(WorkerDied) == WorkerDied(1, None, expected=True)
         run(host, lane, 2, 2)
-        ran(host, 0, 2)
+        host.ran(0, 2)
 
 
 def test_a_forked_child_of_the_owner_leaves_the_lane_alone(hosted: Any) -> None:
@@ -362,7 +358,7 @@ def test_a_forked_child_of_the_owner_leaves_the_lane_alone(hosted: Any) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert closed_before.status() == []
         run(host, lane, 1, 1)
-        ran(host, 1)
+        host.ran(1)
         assert lane.load(0).nbytes == 1 << 20
 
 
