@@ -3,7 +3,8 @@
 Before and after each test the process tree, the threads, the descriptors, ``/dev/shm`` and the temporary directory are
 looked at. What is new must go away by itself within a bounded time, or the test fails. A test that shares a runtime
 with others (the default runtime, or one of a module's fixture) says so with ``pytest.mark.shares_runtime``: then the
-default runtime is closed and the look is taken after its module.
+default runtime is closed and the look is taken after its module. What a fixture of the whole session opens in the
+context ``lasting()`` is the session's: it is no test's fault that it is there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -31,6 +33,8 @@ GONE_WITHIN_S = 5.0
 MARK = f"HEADRACE_TEST_RUN={uuid.uuid4().hex}"
 """In the environment of every process that the tests start, so that orphans are recognised too."""
 SHARED_MEMORY = "/dev/shm"
+LASTING: set[str] = set()
+"""What belongs to the whole session, as :meth:`Footprint.beyond` words it."""
 
 # Slowness on a busy machine is no failure; in CI the same examples every time.
 hypothesis.settings.register_profile(
@@ -57,7 +61,7 @@ class Footprint:
 
     def beyond(self, before: Footprint) -> list[str]:
         """What is held now and was not then, in words."""
-        return [
+        new = [
             f"{kind}: {description}"
             for kind, now, then in (
                 ("process", self.processes, before.processes),
@@ -68,6 +72,7 @@ class Footprint:
             for identity, description in now.items()
             if identity not in then
         ]
+        return [line for line in new if line not in LASTING]
 
 
 def _processes() -> dict[int, str]:
@@ -164,6 +169,19 @@ def _close_default_runtime() -> None:
     runtime = sys.modules.get("headrace.runtime")
     if runtime is not None:
         runtime.close_default()
+
+
+@pytest.fixture(scope="session")
+def lasting(_own_surroundings: None) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which fixtures of the session open what lasts longer than the test that was the first to ask."""
+
+    @contextmanager
+    def opening() -> Iterator[None]:
+        before = Footprint.take()
+        yield
+        LASTING.update(Footprint.take().beyond(before))
+
+    return opening
 
 
 @pytest.fixture
