@@ -2,14 +2,41 @@
 
 numpy hands out buffers for contiguous arrays of plain types only. Here strided arrays are made contiguous first, dates
 travel as integers, arrays whose axes are in neither C's nor Fortran's order are transposed to it and back, and arrays
-that repeat (``np.broadcast_to``, hence ``dask.array.ones``) travel as what they repeat.
+that repeat (``np.broadcast_to``, hence ``dask.array.ones``) travel as what they repeat. Subclasses that add nothing to
+the numbers (``np.matrix``, ``np.recarray``, ``np.memmap``) travel as the array below, masked arrays as two.
 This module imports numpy only where an array proves that it is there.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
+
+
+def reducers(numpy: Any) -> dict[type, Callable[[Any], Any]]:
+    """By type, for what ``numpy`` itself has."""
+    views = dict.fromkeys((numpy.matrix, numpy.recarray, numpy.memmap), reduce_view)
+    return {numpy.ndarray: reduce_array, **views}
+
+
+def masked_reducers(masked: Any) -> dict[type, Callable[[Any], Any]]:
+    """By type, for what ``numpy.ma`` has."""
+    return {masked.MaskedArray: reduce_masked}
+
+
+def reduce_view(array: Any) -> Any:
+    """The ``__reduce__`` of exact instances of a subclass that keeps nothing of its own."""
+    return _view, (array.view(sys.modules["numpy"].ndarray), type(array))
+
+
+def reduce_masked(array: Any) -> Any:
+    """The ``__reduce__`` of exact masked arrays over plain ones."""
+    numpy = sys.modules["numpy"]
+    if array.dtype.hasobject or array.baseclass is not numpy.ndarray:
+        return array.__reduce__()
+    mask = None if array.mask is sys.modules["numpy.ma"].nomask else array.mask
+    return _mask, (type(array), array.data, mask, array._fill_value, array.hardmask)
 
 
 def reduce_array(array: Any) -> Any:
@@ -29,6 +56,17 @@ def reduce_array(array: Any) -> Any:
     if array.dtype.kind in "Mm" and array.ndim:
         return _as_dates, (array.view("i8"), array.dtype)
     return array.__reduce_ex__(5)
+
+
+def _view(array: Any, kind: type) -> Any:
+    return array.view(kind)
+
+
+def _mask(kind: type, data: Any, mask: Any, fill_value: Any, hard: bool) -> Any:
+    array = kind(data, hard_mask=hard) if mask is None else kind(data, mask=mask, hard_mask=hard)
+    if fill_value is not None:
+        array.fill_value = fill_value
+    return array
 
 
 def _repeat(array: Any, shape: tuple[int, ...]) -> Any:

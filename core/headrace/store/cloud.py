@@ -17,12 +17,24 @@ from headrace.store.pickling import dispatch_table, registered_reducers
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not annotated
     def __init__(self, file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], bool]) -> None:
         # The C pickler underneath reads this once, in its __init__: set later it would change nothing.
-        self.dispatch_table = dispatch_table() | dict(cloudpickle.Pickler.dispatch_table) | registered_reducers()
+        self.dispatch_table = _dispatch_table()
         super().__init__(file, protocol=5, buffer_callback=callback)  # pyright: ignore[reportCallIssue]
 
     def reducer_override(self, obj: Any) -> Any:
         forbid_hash(obj)
         return super().reducer_override(obj)
+
+
+_merged: tuple[Any, Any] = (None, None)
+"""A table of ours, and what came of it."""
+
+
+def _dispatch_table() -> Any:
+    global _merged
+    ours, merged = dispatch_table(), _merged
+    if merged[0] is not ours:
+        merged = _merged = ours, ours | dict(cloudpickle.Pickler.dispatch_table) | registered_reducers()
+    return merged[1]
 
 
 def cloud_dumps(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from headrace.errors import MustStayHere, UnpicklableError
-from headrace.store.arrays import reduce_array
+from headrace.store import arrays, arrow
 from headrace.store.nans import PersistentId, dump_by_name, shows_nan
 from headrace.store.sizes import estimate_size
 
@@ -26,9 +26,23 @@ BYTES_OUT_OF_BAND_FROM: Final = 64 * 1024
 """From this size a value that is plain bytes goes out of band, though protocol 5 does not do that by itself: it saves
 one copy into fresh memory (measured: from here on it wins, at 1 MiB by a factor of 2.5)."""
 
-_reducers: dict[type, Callable[[Any], Any]] = {}
-_awaited: dict[tuple[str, str], Callable[[Any], Any]] = {}
+Reducer = Callable[[Any], Any]
+
+_reducers: dict[type, Reducer] = {}
+_awaited: dict[tuple[str, str], Reducer] = {}
 """(module, class) → reducer, of classes that had not been imported when this was last looked at."""
+
+_ours: dict[type, Reducer] = {}
+_libraries: dict[str, Callable[[Any], dict[type, Reducer]]] = {
+    "numpy": arrays.reducers,
+    "numpy.ma": arrays.masked_reducers,
+    "pyarrow.lib": arrow.reducers,
+}
+"""Module → what makes our own reducers for its types; of those that had not been imported when this was last looked
+at."""
+
+_made: tuple[tuple[int, int], dict[type, Reducer]] | None = None
+"""The dispatch table, and how many reducers ``copyreg`` and we had when it was made: with numpy that takes 4 µs."""
 
 
 class Packed(NamedTuple):
@@ -55,7 +69,13 @@ def register_reducer(type: type | tuple[str, str], fn: Callable[[Any], Any]) -> 
     if isinstance(type, tuple):
         _awaited[type] = fn
     else:
-        _reducers[type] = fn
+        _add(type, fn)
+
+
+def _add(kind: type, fn: Reducer) -> None:
+    global _made
+    _reducers[kind] = fn
+    _made = None
 
 
 def pack(obj: Any, name: str = "") -> Packed:
@@ -115,13 +135,14 @@ def _dumps(
 ) -> bytes:
     if type(obj) in (bytes, bytearray) and len(obj) >= BYTES_OUT_OF_BAND_FROM:
         obj = _Bytes(obj)
-    if not _reducers and not _awaited and not persistent_id and "numpy" not in sys.modules:
+    table = dispatch_table()
+    if persistent_id is None and not _reducers and not _ours:
         return pickle.dumps(obj, 5, buffer_callback=callback)
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=callback)
     if persistent_id is not None:
         pickler.persistent_id = persistent_id  # type: ignore[method-assign]
-    pickler.dispatch_table = dispatch_table()
+    pickler.dispatch_table = table
     pickler.dump(obj)
     return file.getvalue()
 
@@ -138,24 +159,39 @@ def _keep_nans(obj: Any, packed: Packed, dumps: Callable[..., bytes]) -> Packed:
     return Packed(pickle.dumps(named, 5, buffer_callback=_collector(buffers)), buffers)
 
 
-def registered_reducers() -> dict[type, Callable[[Any], Any]]:
+def registered_reducers() -> dict[type, Reducer]:
     """What :func:`register_reducer` has been given."""
     return _reducers
 
 
-def dispatch_table() -> dict[type, Callable[[Any], Any]]:
-    """Type → reducer: those of ``copyreg``, the registered ones, and ours for numpy."""
+def dispatch_table() -> dict[type, Reducer]:
+    """Type → reducer: those of ``copyreg``, the registered ones, and ours for numpy and pyarrow. Not to be changed."""
+    global _made
+    if _awaited or _libraries:
+        _look_at_imports()
+    counts, made = (len(copyreg.dispatch_table), len(_reducers)), _made
+    if made is None or made[0] != counts:
+        made = _made = counts, _ours | copyreg.dispatch_table | _reducers
+    return made[1]
+
+
+def _look_at_imports() -> None:
+    """Makes reducers for what has been imported meanwhile."""
+    global _made
+    modules = sys.modules
     for names, fn in list(_awaited.items()):
-        kind = getattr(sys.modules.get(names[0]), names[1], None)
-        if kind is not None:
-            _reducers[kind] = fn
+        if names[0] in modules and (kind := getattr(modules[names[0]], names[1], None)) is not None:
+            _add(kind, fn)
             _awaited.pop(names, None)
-    table = copyreg.dispatch_table | _reducers
-    numpy = sys.modules.get("numpy")
-    array = getattr(numpy, "ndarray", None)  # not there yet while another thread imports numpy
-    if array is not None and array not in table:
-        table[array] = reduce_array
-    return table
+    for name, make in list(_libraries.items()):
+        if name in modules and not _is_being_imported(modules[name]):
+            _ours.update(make(modules[name]))
+            _libraries.pop(name, None)
+            _made = None
+
+
+def _is_being_imported(module: Any) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
