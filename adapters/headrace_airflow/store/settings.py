@@ -1,0 +1,179 @@
+"""What can be set of the store: one frozen object, which also travels to the service as JSON. Imports no Airflow.
+
+=========================  ===========================================================================================
+``xcom_path``              where durable copies go: a folder or an fsspec URL; default: ``$AIRFLOW_HOME/headrace/xcom``
+``xcom_storage_options``   JSON, handed to fsspec
+``xcom_former_paths``      earlier values of ``xcom_path``, comma-separated: references into them still resolve
+``xcom_memory``            bytes (``4GiB``) or a share of memory (``0.4``) for values; past it they are spilled
+``xcom_ttl``               seconds after which a run that nobody touched loses its values; 0: never
+``xcom_inline_bytes``      plain JSON up to this size stays in the database as stock
+``store_home``             folder of the service's socket; default: ``$AIRFLOW_HOME/headrace/node``
+=========================  ===========================================================================================
+
+They stand in ``[headrace]`` of Airflow's configuration, so in the environment as ``AIRFLOW__HEADRACE__XCOM_PATH``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from headrace.errors import ConfigError
+
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
+                 "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
+_SHARE_OF_MEMORY: Final = 0.4
+_UNLIMITED: Final = 1 << 60
+"""Version 1 of cgroups writes a number like this where there is no limit."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """See the module.
+
+    Args:
+        home: folder of the socket and the locks.
+        url: where durable copies go.
+        spill: folder for values that do not fit into memory.
+        budget_bytes: memory for values.
+        ttl_s: how long an untouched run keeps its values; 0: for ever.
+        grace_s: how long a deleted value can still be read by somebody who had its reference before.
+        warm_s: how long a value stays in memory after its last use, once it is durable.
+        idle_s: a service of its own ends after so long without a client.
+        storage_options: for fsspec.
+        former_urls: where references may point besides ``url``.
+        inline_bytes: plain JSON up to this size stays in the database.
+    """
+
+    home: str
+    url: str
+    spill: str
+    budget_bytes: int
+    ttl_s: float = 30 * 86400.0
+    grace_s: float = 60.0
+    warm_s: float = 1800.0
+    idle_s: float = 600.0
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    former_urls: tuple[str, ...] = ()
+    inline_bytes: int = 64 * 1024
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> StoreSettings:
+        fields = json.loads(text)
+        return cls(**{**fields, "former_urls": tuple(fields["former_urls"])})
+
+
+def from_options(get: Callable[[str], str | None], airflow_home: str) -> StoreSettings:
+    """Builds the settings from Airflow's configuration.
+
+    Args:
+        get: the value of an option in ``[headrace]``; ``None`` or empty if it is not set.
+        airflow_home: the folder under which the defaults stand.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    base = Path(airflow_home).absolute() / "headrace"
+    url = get("xcom_path") or str(base / "xcom")
+    former = tuple(part.strip() for part in (get("xcom_former_paths") or "").split(",") if part.strip())
+    return StoreSettings(
+        home=get("store_home") or str(base / "node"),
+        url=url.rstrip("/"),
+        spill=get("xcom_spill_path") or str(base / "spill"),
+        budget_bytes=_memory("xcom_memory", get("xcom_memory")),
+        ttl_s=_seconds("xcom_ttl", get("xcom_ttl"), 30 * 86400.0),
+        grace_s=_seconds("xcom_grace", get("xcom_grace"), 60.0),
+        warm_s=_seconds("xcom_warm", get("xcom_warm"), 1800.0),
+        idle_s=_seconds("store_idle_timeout", get("store_idle_timeout"), 600.0),
+        storage_options=_options(get("xcom_storage_options")),
+        former_urls=former,
+        inline_bytes=parse_bytes("xcom_inline_bytes", get("xcom_inline_bytes") or "64KiB"),
+    )
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Reads ``4GiB``, ``500 MB`` or a plain number.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    number = text.strip().lower().rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = text.strip().lower()[len(number) :].strip()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise ConfigError(f"[headrace] {name} must be a size like 512MiB or 4GiB, not {text!r}") from None
+
+
+def memory_limit_bytes() -> int:
+    """The machine's memory, or less where a cgroup of this process has a limit."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([limit, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    found = []
+    for folder in _cgroup_folders():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                text = (folder / name).read_text().strip()
+            except OSError:
+                continue
+            if text.isdigit() and int(text) < _UNLIMITED:
+                found.append(int(text))
+    return found
+
+
+def _cgroup_folders() -> list[Path]:
+    """Those of this process and of everything above it, in both versions; a container sees only the last."""
+    root = Path("/sys/fs/cgroup")
+    folders = [root, root / "memory"]
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            inner = Path(path.lstrip("/"))
+            folders += [root / controllers / part for part in (inner, *inner.parents)]
+    return folders
+
+
+def _memory(name: str, text: str | None) -> int:
+    if not text:
+        return int(_SHARE_OF_MEMORY * memory_limit_bytes())
+    try:
+        share = float(text)
+    except ValueError:
+        return parse_bytes(name, text)
+    return int(share * memory_limit_bytes()) if 0 < share < 1 else parse_bytes(name, text)
+
+
+def _seconds(name: str, text: str | None, default: float) -> float:
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise ConfigError(f"[headrace] {name} must be a number of seconds, not {text!r}")
+    return value
+
+
+def _options(text: str | None) -> dict[str, Any]:
+    try:
+        options = json.loads(text or "{}")
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(f"[headrace] xcom_storage_options must be a JSON object, not {text!r}")
+    return options

@@ -1,0 +1,246 @@
+"""Durable copies: files behind a URL. Blocks as long as the disk or the network takes: never called in the service.
+
+Local paths (no scheme, or ``file``) are written with plain calls, synced and renamed; everything else goes through
+fsspec. Object stores show a file only once it is whole; for other filesystems a temporary name is renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from headrace_airflow.store import image
+from headrace_airflow.store.ledger import Slot
+
+_CHUNK: Final = 8 << 20
+_LARGE: Final = 16 << 20
+_ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "r2", "memory"})
+_LONGEST_NAME: Final = 120
+SUFFIX: Final = ".headrace"
+PARTIAL: Final = ".part"
+MOST_EXTRA_BYTES: Final = image.MOST_FOOTER_BYTES + 4096
+"""How much longer than the image a durable copy may be."""
+
+
+def url_of(root: str, slot: Slot, id: str) -> str:
+    """Where the durable copy of an object stands."""
+    folders = [_name(part) for part in (slot.dag_id, slot.run_id, slot.task_id, str(slot.map_index))]
+    return "/".join([root.rstrip("/"), *folders, f"{_name(slot.key)}-{id}{SUFFIX}"])
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a URL stands for, if it is one of this machine's own files."""
+    if "://" not in url:
+        return Path(url)
+    return Path(url[len("file://") :]) if url.startswith("file://") else None
+
+
+def write(url: str, options: dict[str, Any], source: int | bytes, size_bytes: int, info: dict[str, Any]) -> None:
+    """Makes a durable copy: all of it or, if this raises or the process dies, nothing under its name.
+
+    Args:
+        url: as ``url_of`` says.
+        options: for fsspec.
+        source: a descriptor whose file begins with the image, or the image itself.
+        size_bytes: length of the image.
+        info: what the footer shall say besides length and checksum.
+
+    Raises:
+        OSError: the disk is full, the URL unreachable, or whatever fsspec raises.
+    """
+    path = local_path(url)
+    if path is not None:
+        _write_local(path, source, size_bytes, info)
+        return
+    fs, where = _open_fs(url, options)
+    target = where if url.split("://")[0] in _ATOMIC else f"{where}.{os.getpid()}{PARTIAL}"
+    fs.makedirs(where.rpartition("/")[0], exist_ok=True)
+    with fs.open(target, "wb") as file:
+        for chunk in _with_footer(source, size_bytes, info):
+            file.write(chunk)
+    if target != where:
+        fs.mv(target, where)
+
+
+def read(url: str, options: dict[str, Any], id: str, target: int | None) -> tuple[int | None, int]:
+    """Brings a durable copy back, and verifies it.
+
+    Args:
+        url: where it is.
+        options: for fsspec.
+        id: of the object that it must be.
+        target: a descriptor to write the image to; for a local file it is not touched.
+
+    Returns:
+        For a local file its own descriptor, else ``None``; and the length of the image.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadImageError: it is damaged, or another object's.
+        OSError: it cannot be read, or the target cannot be written.
+    """
+    path = local_path(url)
+    if path is not None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return fd, _verify(fd, id, os.fstat(fd).st_size)
+        except BaseException:
+            os.close(fd)
+            raise
+    if target is None:
+        raise ValueError(f"{url} needs a target")
+    fs, where = _open_fs(url, options)
+    done = 0
+    with fs.open(where, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            _write_all(target, chunk, done)
+            done += len(chunk)
+    return None, _verify(target, id, done)
+
+
+def erase(url: str, options: dict[str, Any]) -> None:
+    """Removes a durable copy, and folders that are empty then. A missing one is no error."""
+    path = local_path(url)
+    if path is None:
+        fs, where = _open_fs(url, options)
+        if fs.exists(where):
+            fs.rm_file(where)
+        return
+    path.unlink(missing_ok=True)
+    for folder in list(path.parents)[:4]:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def sweep(root: str, options: dict[str, Any], ttl_s: float) -> int:
+    """Removes runs whose newest copy is older than ``ttl_s``, and what dead writers left; returns how many files."""
+    now_s = time.time()
+    removed = 0
+    for files in _runs(root, options):
+        newest = max(written_s for _, written_s in files)
+        for url, written_s in files:
+            age_s = now_s - (written_s if url.endswith(PARTIAL) else newest)
+            if age_s > (86400.0 if url.endswith(PARTIAL) else ttl_s):
+                erase(url, options)
+                removed += 1
+    return removed
+
+
+def _runs(root: str, options: dict[str, Any]) -> Iterator[list[tuple[str, float]]]:
+    """The files of each run, with the times of their last change."""
+    base = local_path(root)
+    found: dict[str, list[tuple[str, float]]] = {}
+    if base is not None:
+        for path in base.glob("*/*/*/*/*"):
+            if path.name.endswith((SUFFIX, PARTIAL)):
+                try:
+                    found.setdefault(str(path.parents[2]), []).append((str(path), path.stat().st_mtime))
+                except FileNotFoundError:
+                    continue
+    else:
+        fs, where = _open_fs(root, options)
+        scheme = root.split("://")[0]
+        for name in fs.find(where) if fs.exists(where) else []:
+            if name.endswith((SUFFIX, PARTIAL)):
+                changed = fs.modified(name)
+                found.setdefault(name.rsplit("/", 3)[0], []).append((f"{scheme}://{name}", changed.timestamp()))
+    yield from found.values()
+
+
+def _write_local(path: Path, source: int | bytes, size_bytes: int, info: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    fd = _create(partial)
+    try:
+        done = 0
+        for chunk in _with_footer(source, size_bytes, info):
+            done += _write_all(fd, chunk, done)
+        os.fdatasync(fd)
+        if size_bytes >= _LARGE:  # while the value is in memory, a second copy in the page cache only takes room
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _create(path: Path) -> int:
+    for last in (False, False, True):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # somebody erased the last file of the folder, and the folder, just now
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _with_footer(source: int | bytes, size_bytes: int, info: dict[str, Any]) -> Iterator[memoryview]:
+    checksum = 0
+    for chunk in _chunks(source, size_bytes):
+        checksum = zlib.crc32(chunk, checksum)
+        yield chunk
+    yield memoryview(image.footer({**info, "bytes": size_bytes, "crc32": checksum}))
+
+
+def _chunks(source: int | bytes, size_bytes: int) -> Iterator[memoryview]:
+    if isinstance(source, bytes):
+        yield memoryview(source)
+        return
+    memory = bytearray(min(_CHUNK, size_bytes))
+    done = 0
+    while done < size_bytes:
+        count = os.preadv(source, [memoryview(memory)[: size_bytes - done]], done)
+        if not count:
+            raise image.BadImageError(f"the memory ends after {done} of {size_bytes} bytes")
+        yield memoryview(memory)[:count]
+        done += count
+
+
+def _verify(fd: int, id: str, size: int) -> int:
+    tail = os.pread(fd, image.TAIL_BYTES, max(0, size - image.TAIL_BYTES))
+    length = image.footer_bytes(tail)
+    info = image.read_footer(os.pread(fd, length, max(0, size - length)))
+    if info.get("id") != id or info.get("bytes") != size - length:
+        raise image.BadImageError("it is another object, or cut off")
+    checksum = 0
+    for chunk in _chunks(fd, size - length):
+        checksum = zlib.crc32(chunk, checksum)
+    if checksum != info.get("crc32"):
+        raise image.BadImageError("its checksum is wrong")
+    return size - length
+
+
+def _write_all(fd: int, chunk: bytes | memoryview, offset: int) -> int:
+    view = memoryview(chunk)
+    done = 0
+    while done < view.nbytes:
+        done += os.pwrite(fd, view[done:], offset + done)
+    return done
+
+
+def _open_fs(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs  # takes a while, and local paths do without
+
+    fs, where = url_to_fs(url, **options)
+    return fs, where
+
+
+def _name(part: str) -> str:
+    """A part of a slot's name as a name of a file or folder, never empty nor special."""
+    text = quote(part, safe="+:@=,~ ") or "%"
+    if text.strip(".") == "":
+        text = "%2E" * len(text)
+    if len(text) <= _LONGEST_NAME:
+        return text
+    import hashlib
+
+    return f"{text[: _LONGEST_NAME - 20]}~{hashlib.sha256(part.encode()).hexdigest()[:16]}"
