@@ -61,7 +61,7 @@ def test_defaults_are_valid_and_frozen() -> None:
     assert settings == Settings()
     assert settings.lane == "auto"
     with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.lane = "threads"  # type: ignore[misc]
+        settings.lane = "threads"
 
 
 def test_arguments_come_before_environment_before_overlay_before_defaults() -> None:
@@ -102,7 +102,7 @@ def test_text_is_parsed_by_the_kind_of_the_setting(name: str, text: str, value: 
 @pytest.mark.parametrize("text", ["Threads", "THREADS", " threads "])
 def test_the_letters_of_a_lane_may_be_large_or_small_wherever_it_is_named(text: str) -> None:
     assert lane_named(text) == "threads"
-    assert Settings(lane=text).lane == "threads"  # type: ignore[arg-type]
+    assert Settings(lane=text).lane == "threads"
     assert resolve({"lane": text}, environ={}).lane == "threads"
     assert resolve(overlay={"lane": text}, environ={}).lane == "threads"
     assert resolve(environ={"HEADRACE_LANE": text}).lane == "threads"

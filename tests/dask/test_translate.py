@@ -145,7 +145,7 @@ def test_runs_twice_with_fresh_containers(run_graph: Run) -> None:
 def test_fused_task_is_a_program_that_drops_values_early() -> None:
     x, a, b, c = (Task(k, inc, TaskRef(d)) for k, d in [("x", "w"), ("a", "x"), ("b", "a"), ("c", "b")])
     graph = translate({"w": 1, "out": fused("out", x, a, b, c)}, ["out"])
-    fn, (steps, drops, _), _, _ = graph.calls[-1]  # type: ignore[misc]
+    fn, (steps, drops, _), _, _ = graph.calls[-1]
     assert fn is run_program
     assert [step[0] for step in steps] == [inc] * 4
     assert drops == ((-1,), (0,), (1,), (2,))

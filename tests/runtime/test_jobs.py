@@ -30,7 +30,7 @@ def test_modules_of_a_large_job_are_told_by_a_sample() -> None:
 
     class Function:
         @property
-        def __module__(self) -> str:  # type: ignore[override]
+        def __module__(self) -> str:
             looks.append(1)
             return "somewhere"
 

@@ -13,6 +13,7 @@ A death is reported once everything that the worker had said before was handled.
 
 from __future__ import annotations
 
+import functools
 import os
 import selectors
 import sys
@@ -104,7 +105,7 @@ class IoThread:
     def _run(self) -> None:
         while not self._closing:
             for key, mask in self._selector.select(self._patience_s()):
-                self._guarded(lambda key=key, mask=mask: key.data(mask))  # type: ignore[misc]
+                self._guarded(functools.partial(key.data, mask))
             while self._requests:
                 self._guarded(self._requests.popleft())
             if self._peers:
