@@ -25,7 +25,12 @@ _BOOTSTRAP: Final = (
 _POLL_S: Final = 0.02
 _LARGEST_LOG_BYTES: Final = 10_000_000
 
-_HIDDEN: Final = ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY", "AIRFLOW__CORE__SQL_ALCHEMY_CONN")
+_HIDDEN: Final = (
+    "AIRFLOW__API_AUTH__JWT_SECRET",
+    "AIRFLOW__API__SECRET_KEY",
+    "AIRFLOW__CORE__SQL_ALCHEMY_CONN",
+    "_AIRFLOW_PROCESS_CONTEXT",  # the scheduler's "server" would have supervisors look for Connections in the database
+)
 """What neither the daemon nor tasks need, with their ``_CMD`` and ``_SECRET`` forms: with the first of them a task
 could make a token for any other."""
 _NO_DATABASE: Final = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////airflow-db-not-allowed/airflow.db"}

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.5
 _ADOPT_S = 10.0
+_GATHER_S = 0.25
+"""While tasks wait in the daemon, successors need not hurry: ends of tasks are gathered for so long, to save loops."""
+_GATHER_LOOPS = 2.0
+"""... and for so many times the time that a loop takes, so that a slow loop leaves the machine to the tasks."""
 _DRAIN_LOG_S = 30.0
 
 
@@ -62,7 +66,10 @@ class HeadraceExecutor(BaseExecutor):
         """Submission → key, of what the daemon has."""
         self._active: dict[Any, str] = {}
         """Key → its latest submission."""
+        self._started: set[str] = set()
+        """Submissions that the daemon has started."""
         self._submitted = False
+        self._synced_at = time.monotonic()
         self._looked_at = 0.0
         self._launched_at = float("-inf")
         self._wake_key = internals.wake_key()
@@ -155,17 +162,35 @@ class HeadraceExecutor(BaseExecutor):
     def sync(self) -> None:
         """Takes in what the daemon says; waits for it only instead of the scheduler's idle sleep."""
         submitted, self._submitted = self._submitted, False
+        now = time.monotonic()
+        loop_s = now - self._synced_at
         self._reconnect()
         self._look_for_lost_tasks()
         woken = self._take_events()
-        if self._may_wait() and not submitted and not woken:
-            deadline = time.monotonic() + min(self._idle_sleep_s, 1.0)
-            while not woken and self._keys and (left := deadline - time.monotonic()) > 0:
-                self._wait(left)
-                woken = self._take_events()
-            woken = True
+        if self._may_wait():
+            gather_s = max(_GATHER_S, _GATHER_LOOPS * loop_s)
+            woken = self._gather(now, woken, min(self._idle_sleep_s, gather_s if submitted else 1.0), gather_s)
         if woken and self._may_close_gap():
             self._keep_awake()
+        self._synced_at = time.monotonic()
+
+    def _gather(self, start: float, woken: bool, longest_s: float, gather_s: float) -> bool:
+        """Waits until the scheduler should look: a task has ended and another could start, or enough time has passed.
+
+        Returns:
+            true: also when nothing has happened, because the loop has slept here.
+        """
+        while self._keys and not (woken and self._has_room()):
+            left_s = start + (gather_s if woken else longest_s) - time.monotonic()
+            if left_s <= 0:
+                break
+            self._wait(left_s)
+            woken |= self._take_events()
+        return True
+
+    def _has_room(self) -> bool:
+        """Whether the daemon could start a successor at once: nothing that it has is waiting to start."""
+        return len(self._started) == len(self._keys)
 
     def _may_close_gap(self) -> bool:
         return self.settings.close_gap and self._wake_key is not None
@@ -200,6 +225,7 @@ class HeadraceExecutor(BaseExecutor):
             return False
         match message["t"]:
             case "started":
+                self._started.add(message["id"])
                 if (state := _running_state(key)) is not None:
                     self.running_state(key, state)
             case "reported":
@@ -211,6 +237,7 @@ class HeadraceExecutor(BaseExecutor):
 
     def _finish(self, submission: str, key: Any, message: Message) -> None:
         del self._keys[submission]
+        self._started.discard(submission)
         if message.get("dropped"):
             if self._active.get(key) == submission:
                 del self._active[key]
@@ -298,6 +325,7 @@ class HeadraceExecutor(BaseExecutor):
         submission = self._active.pop(key, None)
         if submission is not None:
             self._keys.pop(submission, None)
+            self._started.discard(submission)
             if self._daemon is not None:
                 self._daemon.send({"t": "revoke", "id": submission})
 
