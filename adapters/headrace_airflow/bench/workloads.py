@@ -1,0 +1,101 @@
+"""What the benchmark runs: a DAG each, how many tasks it has, what it must return, and what is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+DAGS = Path(__file__).with_name("dags")
+SLEEPERS = 125
+PATIENT = {
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "600",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "1800",
+}
+"""What somebody sets who wants to get a large value through Airflow's own XCom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One DAG of ``dags/``.
+
+    Args:
+        name: as it is asked for.
+        dag_id: the DAG.
+        title: what it is, for the table.
+        tasks: how many task instances a run has.
+        result: the task whose XCom is looked at, and what it must be.
+        sleeps: its tasks wait for a file; the memory is looked at while all of them do, and no time is measured.
+        limit_s: when it is given up.
+        settings: further settings of the Airflow that runs it; workloads with the same ones share an Airflow.
+    """
+
+    name: str
+    dag_id: str
+    title: str
+    tasks: int
+    result: tuple[str, object] | None = None
+    sleeps: bool = False
+    limit_s: float = 300.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+SUITE = (
+    Workload("chain", "headrace_chain", "chain of 20 trivial tasks", 20, ("step_19", 20)),
+    Workload("fan", "headrace_fan", "1 → 50 → 1 trivial tasks", 52, ("add", 100)),
+    Workload("chain_imports", "headrace_chain_imports", "chain, pandas and pyarrow imported", 20, ("step_19", 20)),
+    Workload("fan_imports", "headrace_fan_imports", "1 → 50 → 1, the same imports", 52, ("add", 100)),
+    Workload("array_100mb", "headrace_array_100mb", "diamond of a 100 MB array", 4, ("span", 12_499_999.0)),
+    Workload("array_1gib", "headrace_array_1gib", "diamond of a 1 GiB array", 4, ("span", 134_217_727.0)),
+    Workload(
+        "frame_100mb",
+        "headrace_frame_100mb",
+        "diamond of a 100 MB frame, raised timeouts",
+        4,
+        ("span", 6_249_999.0),
+        limit_s=1800.0,
+        settings=PATIENT,
+    ),
+    Workload(
+        "sleepers",
+        "headrace_sleepers",
+        "125 sleeping tasks",
+        SLEEPERS,
+        sleeps=True,
+        settings={
+            "AIRFLOW__CORE__PARALLELISM": str(SLEEPERS),
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(SLEEPERS),
+        },
+    ),
+)
+WARM_UP = "headrace_warmup"
+BY_NAME = {workload.name: workload for workload in SUITE}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """An executor, with or without Headrace's XCom backend."""
+
+    name: str
+    executor: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    module: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        return not self.module or find_spec(self.module) is not None
+
+
+HEADRACE = "headrace_airflow.HeadraceExecutor"
+STOCK = Variant("local", "LocalExecutor")
+VARIANTS = (
+    STOCK,
+    Variant("headrace", HEADRACE, module="headrace_airflow.executor"),
+    Variant(
+        "headrace+xcom",
+        HEADRACE,
+        {"AIRFLOW__CORE__XCOM_BACKEND": "headrace_airflow.HeadraceXCom"},
+        module="headrace_airflow.xcom",
+    ),
+)
