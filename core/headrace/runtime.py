@@ -26,10 +26,12 @@ from headrace import config
 from headrace.errors import ConfigError, InternalError
 from headrace.graph import Graph
 from headrace.observe import status as page
+from headrace.observe import timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
 from headrace.sched.state import AWAY, HERE_QUEUED
+from headrace.shell.at_once import Progress, rest_of, run_at_once
 from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures, RuntimeFuture
 from headrace.shell.interrupts import InterruptShield
@@ -143,6 +145,14 @@ class Runtime(Executor):
             self._shield.install()
             with self._shield:
                 show_loop = hide_event_loop()
+                lane = self._checked_lane(lane, limit)
+                expected_s = None if observer or rerun or lane != "auto" else self._quick_s(graph)
+            if expected_s is not None:
+                progress = self._run_at_once(graph, expected_s)
+                if progress.done == len(graph.calls):
+                    return [Stored(progress.values[i]) if keep else progress.values[i] for i in graph.outputs]
+                graph = rest_of(graph, progress)
+            with self._shield:
                 job, event = self._open(graph, lane, limit, observer)
             failure = self._drive(job, event)
             if failure is not None and rerun and not failure.deaths:
@@ -163,15 +173,35 @@ class Runtime(Executor):
             self._collected(job)
         return [Stored(value) for value in values] if keep else values
 
-    def _open(
-        self, graph: Graph, lane: str | None, limit: int | None, observer: Observer | None
-    ) -> tuple[Job, e.JobSubmitted]:
+    def _checked_lane(self, lane: str | None, limit: int | None) -> str:
         self._check_open()
         lane = self.settings.lane if lane is None else config.lane_named(lane)
         if limit is not None and not (isinstance(limit, int) and limit >= 0):
             raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number, not {limit!r}")
-        if self._in_worker:
-            lane = "inline"
+        return "inline" if self._in_worker else lane
+
+    def _quick_s(self, graph: Graph) -> float | None:
+        """How long the graph will take, if it can be run at once."""
+        if timeline.recorders:
+            return None
+        families = [f for f, call in zip(graph.families, graph.calls, strict=True) if call is not None]
+        with self._lock:
+            return self._machine.quick_s(families)
+
+    def _run_at_once(self, graph: Graph, expected_s: float) -> Progress:
+        with self._threads.inside():
+            try:
+                progress = run_at_once(graph, expected_s)
+            except BaseException as error:
+                if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                    error.__traceback__ = error.__traceback__.tb_next.tb_next  # begins with the task's own frame
+                raise
+        self._post(e.QuickTasksRan(progress.ran))
+        return progress
+
+    def _open(
+        self, graph: Graph, lane: str, limit: int | None, observer: Observer | None
+    ) -> tuple[Job, e.JobSubmitted]:
         job = Job.of_graph(graph, lane, observer, self._bring)
         outputs: list[int] | range = graph.outputs
         pinned: Collection[int] = graph.pinned

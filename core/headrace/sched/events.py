@@ -58,6 +58,13 @@ class JobSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class QuickTasksRan:
+    """A caller has run tasks without asking, as ``Machine.quick_s`` allows: family, how many, seconds in all."""
+
+    ran: Sequence[tuple[Hashable, int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class FutureSubmitted:
     """One call was submitted; ``deps`` are ids of earlier futures. Its result is wanted until ``FuturesDropped``."""
 
@@ -179,6 +186,7 @@ class WorkersIdled:
 
 Event: TypeAlias = (
     JobSubmitted
+    | QuickTasksRan
     | FutureSubmitted
     | FuturesDropped
     | TasksCancelled

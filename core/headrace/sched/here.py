@@ -2,9 +2,11 @@
 
 Rules of lane ``auto``, which ``heaps.heap_of`` prepares: quick tasks go in batches to one slot of the job at a time,
 the caller's if it is idle; a wide task starts when nothing else runs here, and nothing else starts beside it; of tasks
-that hold the GIL one runs here. Forced lanes keep the first rule only, and threads without the caller. The caller of a
-nested job has left a slot to wait here, so it may run whatever the job has when no rule lets anything else run: else
-all could wait for ever.
+that hold the GIL one runs here; the caller takes part in all that is over soon. Forced lanes keep the first rule only,
+and threads without the caller.
+
+Nothing may wait for ever. The caller of a nested job has left a slot to wait here, so it may run whatever the job has
+when no rule lets anything else run. A slot whose task waits for a future is blocked: a fresh one takes its place.
 """
 
 from __future__ import annotations
@@ -267,6 +269,12 @@ def _take_back(m: Machine, returned: Iterable[int]) -> None:
         task = m.tasks.get(number)
         if task is not None and task.state == HERE_QUEUED:
             unplace(m, task)
+
+
+def quick_tasks_ran(m: Machine, event: e.QuickTasksRan) -> None:
+    for name, count, wall_s in event.ran:
+        span = e.Span(0, 0.0, wall_s / count, -1.0, -1.0, -1, 0.0)
+        m.families[name].ran_here(span, False, 0, False, m.inline_below_s)
 
 
 def _leave(m: Machine, slot: Slot) -> None:

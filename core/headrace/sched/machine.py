@@ -16,7 +16,8 @@ The machine is not thread-safe: its shell calls it under one lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from headrace.sched import commands as c
@@ -25,7 +26,7 @@ from headrace.sched import here, jobs, placement, workers
 from headrace.sched.check import CheckedTask, verify
 from headrace.sched.jobs import FUTURES
 from headrace.sched.log import Entry, Log
-from headrace.sched.policy import Family
+from headrace.sched.policy import QUICK, Family
 from headrace.sched.state import Job, Slot, Task, Worker
 
 
@@ -118,6 +119,19 @@ class Machine:
             verify(self)
         return out
 
+    def quick_s(self, families: Iterable[Hashable]) -> float | None:
+        """How long tasks of these families, one for each, will take together; None unless all are known to be quick.
+
+        Quick tasks run one after the other, so their caller may as well do it without the machine.
+        """
+        total_s = 0.0
+        for name, count in Counter(families).items():
+            family = self.families.get(name)
+            if family is None or family.kind != QUICK:
+                return None
+            total_s += count * family.wall_s
+        return total_s
+
     def story(self, task: int) -> list[Entry]:
         """What became of a task, and why, as far as it is remembered."""
         return self.log.story(task)
@@ -125,6 +139,7 @@ class Machine:
 
 _HANDLERS: dict[type, Callable[[Machine, Any], None]] = {
     e.JobSubmitted: jobs.job_submitted,
+    e.QuickTasksRan: here.quick_tasks_ran,
     e.FutureSubmitted: jobs.future_submitted,
     e.FuturesDropped: jobs.futures_dropped,
     e.TasksCancelled: jobs.tasks_cancelled,

@@ -8,9 +8,11 @@ kind      how it is recognised                                         where it 
 ========  ===========================================================  =========================================
 UNKNOWN   has not run yet                                              in a batch of a slot, watched
 QUICK     takes less than ``inline_below_s``                           in a batch of whatever slot is at hand
-WIDE      alone in the process, uses more than one core (BLAS)         alone: it would fight with itself
-HOLDS     beside another task it gets less CPU time than alone: it     at most one in this process, the others in
-          waits for the GIL                                            worker processes, if moving them pays
+WIDE      alone in the process, uses more than one core (BLAS); or     alone: it would fight with itself
+          beside another it waits though no core is idle
+HOLDS     beside another task it gets less CPU time than alone: it     at most one in this process (brief ones in
+          waits for the GIL; or a neighbour that runs Python gets      batches), the others in worker processes, if
+          next to none: it never lets go of it                         moving them pays
 FREE      everything else: numpy, Arrow, I/O                           in as many threads as there are cores
 ========  ===========================================================  =========================================
 """

@@ -1,5 +1,6 @@
 """The shell of the decision core, in parts: what carries out commands and reports events in the owner's process.
 
+    at_once     graphs of quick tasks, which need no scheduling
     jobs        the work and the values of each open job; ids; what a caller holds and sees (``Stored``, ``Observer``)
     futures     what ``submit`` gives out, and the job that all of them belong to
     callbacks   the thread in which the callbacks of futures are called

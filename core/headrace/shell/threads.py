@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -50,6 +51,17 @@ class SlotThreads:
     def nested(self) -> bool:
         """Whether the current thread is inside a task."""
         return getattr(self._local, "depth", 0) > 0
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The current thread is inside a task, though not in one of a batch."""
+        local = self._local
+        depth = getattr(local, "depth", 0)
+        try:
+            local.depth = depth + 1
+            yield
+        finally:
+            local.depth = depth
 
     def about_to_wait(self) -> None:
         """The current thread will wait for a future: if it is of the pool, another one takes over its part."""
