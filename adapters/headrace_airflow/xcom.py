@@ -88,13 +88,16 @@ class HeadraceXCom(BaseXCom):  # type: ignore[misc]  # Airflow is taken as untyp
     @classmethod
     def purge(cls, xcom: Any, *args: Any) -> None:
         """Gives a value up when its row goes. Never raises: what stays behind is collected later."""
-        row = getattr(xcom, "value", None)
-        rows = list(row[_PARTS].values()) if _is_parts(row) else [row]
-        for part in filter(is_reference, rows):
+        for reference in references_in(getattr(xcom, "value", None)):
             try:
-                client().delete(from_row(part))
+                client().delete(from_row(reference))
             except Exception as error:
                 _log.warning("the stored value of an XCom stays behind: %s", error)
+
+
+def references_in(row: Any) -> list[dict[str, Any]]:
+    """The references in a database value: none, one, or those of multiple outputs."""
+    return [part for part in (row[_PARTS].values() if _is_parts(row) else [row]) if is_reference(part)]
 
 
 @functools.cache

@@ -464,11 +464,10 @@ def host(service: StoreService, stop: int) -> None:
     """What a daemon does that has other things in its selector too."""
     selector = selectors.DefaultSelector()
     selector.register(service, selectors.EVENT_READ, service.handle)
-    selector.register(stop, selectors.EVENT_READ, service.begin_end)
-    while not service.ended:
-        for key, _ in selector.select(min(0.05, service.timeout_s())):
-            act: Callable[[], None] = key.data
-            act()
+    selector.register(stop, selectors.EVENT_READ, None)
+    ready: list[Callable[[], None] | None] = []
+    while None not in ready:
+        ready = [key.data for key, _ in selector.select(service.timeout_s())]
         service.handle()
     selector.close()
-    service.close()
+    assert service.finish() == []

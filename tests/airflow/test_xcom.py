@@ -131,7 +131,8 @@ def test_consumers_may_write_into_what_they_get() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        b"", b"small", bytes(range(256)) * 1000, bytearray(b"x" * 100_000), list(range(100_000)), {"k": ["v"] * 100_000},
+        b"", b"small", bytes(range(256)) * 1000, bytearray(b"x" * 100_000), list(range(100_000)),
+        {"k": ["v"] * 100_000},
         {1: np.arange(3)}, OrderedDict(a=1), Exception("message"), range(5), complex(1, 2), float("inf"), "a\0b",
         {(1, 2): "tuple keys"}, pd.Timestamp("2026-01-01"), print, Path("/tmp"),
     ],

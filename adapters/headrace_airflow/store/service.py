@@ -1,7 +1,8 @@
 """The store service: carries out what the ledger decides. Single-threaded; waits for nothing but events.
 
 A loop of its own (``python -m headrace_airflow.store_service``) or somebody else's selector drives it: ``fileno()`` is
-readable when ``handle()`` should be called, which should also happen after ``timeout_s()`` seconds.
+readable when ``handle()`` should be called, which should also happen after ``timeout_s()`` seconds; a host that ends
+calls ``finish()``. A host must not fork without exec: children would keep the lock and the memory.
 
 Requests are JSON objects with ``op``; every one is answered, in order, by one object with ``ok`` or ``error``:
 
@@ -167,6 +168,17 @@ class StoreService:
             self._ending_since_s = time.monotonic()
             self._look_s = 0.0
             self._perform(self._ledger.retried())
+
+    def finish(self, timeout_s: float = 300.0) -> list[str]:
+        """For a host that ends: makes every durable copy, for at most so long, and closes. Returns what ``close`` does.
+
+        Clients are served meanwhile. Copies that an I/O process works on after that are still made, by that process.
+        """
+        end_s = time.monotonic() + timeout_s
+        self.begin_end()
+        while not self.ended and time.monotonic() < end_s:
+            self.handle(min(_SOON_S, self.timeout_s()))
+        return self.close()
 
     def close(self) -> list[str]:
         """Lets go of everything; returns the URLs of durable copies that were not made, and now never will be."""

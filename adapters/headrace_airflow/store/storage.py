@@ -123,7 +123,7 @@ def sweep(root: str, options: dict[str, Any], ttl_s: float) -> int:
     """Removes runs whose newest copy is older than ``ttl_s``, and what dead writers left; returns how many files."""
     now_s = time.time()
     removed = 0
-    for files in _runs(root, options):
+    for files in _by_run(root, options).values():
         newest = max(written_s for _, written_s in files)
         for url, written_s in files:
             age_s = now_s - (written_s if url.endswith(PARTIAL) else newest)
@@ -133,7 +133,25 @@ def sweep(root: str, options: dict[str, Any], ttl_s: float) -> int:
     return removed
 
 
-def _runs(root: str, options: dict[str, Any]) -> Iterator[list[tuple[str, float]]]:
+def copies_by_run(root: str, options: dict[str, Any], young_s: float) -> dict[str, dict[str, str]]:
+    """Run (as ``run_folder`` calls it) → id → URL, of every durable copy that is older than ``young_s``."""
+    before_s = time.time() - young_s
+    return {
+        folder: {
+            url.rpartition("-")[2].removesuffix(SUFFIX): url
+            for url, written_s in files
+            if url.endswith(SUFFIX) and written_s <= before_s
+        }
+        for folder, files in _by_run(root, options).items()
+    }
+
+
+def run_folder(dag_id: str, run_id: str) -> str:
+    """Where, below the root, the durable copies of a run stand."""
+    return f"{_name(dag_id)}/{_name(run_id)}"
+
+
+def _by_run(root: str, options: dict[str, Any]) -> dict[str, list[tuple[str, float]]]:
     """The files of each run, with the times of their last change."""
     base = local_path(root)
     found: dict[str, list[tuple[str, float]]] = {}
@@ -141,7 +159,9 @@ def _runs(root: str, options: dict[str, Any]) -> Iterator[list[tuple[str, float]
         for path in base.glob("*/*/*/*/*"):
             if path.name.endswith((SUFFIX, PARTIAL)):
                 try:
-                    found.setdefault(str(path.parents[2]), []).append((str(path), path.stat().st_mtime))
+                    found.setdefault(str(path.parents[2].relative_to(base)), []).append(
+                        (f"{root.rstrip('/')}/{path.relative_to(base)}", path.stat().st_mtime)
+                    )
                 except FileNotFoundError:
                     continue
     else:
@@ -150,8 +170,9 @@ def _runs(root: str, options: dict[str, Any]) -> Iterator[list[tuple[str, float]
         for name in fs.find(where) if fs.exists(where) else []:
             if name.endswith((SUFFIX, PARTIAL)):
                 changed = fs.modified(name)
-                found.setdefault(name.rsplit("/", 3)[0], []).append((f"{scheme}://{name}", changed.timestamp()))
-    yield from found.values()
+                folder = "/".join(name.rsplit("/", 5)[1:3])
+                found.setdefault(folder, []).append((f"{scheme}://{name}", changed.timestamp()))
+    return found
 
 
 def _write_local(path: Path, source: int | bytes, size_bytes: int, info: dict[str, Any]) -> None:
