@@ -78,7 +78,9 @@ def running(place: Path) -> bool:
 
 
 def launch(place: Path, settings: Settings, log_file: Path, environ: Mapping[str, str] | None = None) -> None:
-    """Starts a daemon in a session of its own; returns before it listens. If there is one already, it goes away again.
+    """Starts a daemon; returns before it listens. If there is one already, the new one goes away again.
+
+    It is no child of this process's, but of the one that adopts orphans, and has a session of its own.
 
     Args:
         place: the daemon's folder.
@@ -101,7 +103,7 @@ def launch(place: Path, settings: Settings, log_file: Path, environ: Mapping[str
             env=environment(os.environ if environ is None else environ),
             start_new_session=True,
         )
-    process.returncode = 0  # it is not waited for: it lives on
+    process.wait()  # it has forked away
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -538,6 +538,9 @@ def main(place: str, settings: str) -> NoReturn:
         place: its folder.
         settings: the fields of ``Settings``, as JSON.
     """
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     lock = os.open(places.lock_path(Path(place)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

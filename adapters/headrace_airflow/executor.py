@@ -66,8 +66,8 @@ class HeadraceExecutor(BaseExecutor):
         """Submission → key, of what the daemon has."""
         self._active: dict[Any, str] = {}
         """Key → its latest submission."""
-        self._started: set[str] = set()
-        """Submissions that the daemon has started."""
+        self._unstarted: dict[str, Message] = {}
+        """Submissions that the daemon has not started yet, as they were sent: another daemon may have to do it."""
         self._submitted = False
         self._synced_at = time.monotonic()
         self._looked_at = 0.0
@@ -152,9 +152,8 @@ class HeadraceExecutor(BaseExecutor):
         }
         self._keys[submission] = key
         self._active[key] = submission
-        if self._daemon is None:
-            self._lose_daemon()
-        else:
+        self._unstarted[submission] = message
+        if self._daemon is not None:
             self._daemon.send(message)
 
     # --- events ---
@@ -180,7 +179,7 @@ class HeadraceExecutor(BaseExecutor):
         Returns:
             true: also when nothing has happened, because the loop has slept here.
         """
-        while self._keys and not (woken and self._has_room()):
+        while self._keys and self._daemon is not None and not (woken and self._has_room()):
             left_s = start + (gather_s if woken else longest_s) - time.monotonic()
             if left_s <= 0:
                 break
@@ -190,7 +189,7 @@ class HeadraceExecutor(BaseExecutor):
 
     def _has_room(self) -> bool:
         """Whether the daemon could start a successor at once: nothing that it has is waiting to start."""
-        return len(self._started) == len(self._keys)
+        return not self._unstarted
 
     def _may_close_gap(self) -> bool:
         return self.settings.close_gap and self._wake_key is not None
@@ -225,7 +224,7 @@ class HeadraceExecutor(BaseExecutor):
             return False
         match message["t"]:
             case "started":
-                self._started.add(message["id"])
+                self._unstarted.pop(message["id"], None)
                 if (state := _running_state(key)) is not None:
                     self.running_state(key, state)
             case "reported":
@@ -237,7 +236,7 @@ class HeadraceExecutor(BaseExecutor):
 
     def _finish(self, submission: str, key: Any, message: Message) -> None:
         del self._keys[submission]
-        self._started.discard(submission)
+        self._unstarted.pop(submission, None)
         if message.get("dropped"):
             if self._active.get(key) == submission:
                 del self._active[key]
@@ -250,17 +249,24 @@ class HeadraceExecutor(BaseExecutor):
         self.change_state(key, state, message.get("info"), remove_running=latest)
 
     def _lose_daemon(self) -> None:
-        """The daemon has gone, and with it all that it ran."""
+        """The daemon has gone, and with it all that it ran; what it had not started waits for the next one.
+
+        Should one of these have started after all, the API server refuses to start it twice.
+        """
         self._disconnect()
         self.log.error("The Headrace daemon is gone; see %s", self.log_file)
         for submission, key in list(self._keys.items()):
-            self._finish(submission, key, {"ok": False, "info": "The Headrace daemon ended, and the task with it"})
+            if submission not in self._unstarted:
+                self._finish(submission, key, {"ok": False, "info": "The Headrace daemon ended, and the task with it"})
 
     def _reconnect(self) -> None:
         if self._daemon is not None or self._place is None or self._draining:
             return
         self._daemon = client.connect(self.place, "scheduler", timeout_s=1.0)
-        if self._daemon is None and time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
+        if self._daemon is not None:
+            for message in self._unstarted.values():
+                self._daemon.send(message)
+        elif time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
             self._launched_at = time.monotonic()
             client.launch(self.place, self.settings, self.log_file)
 
@@ -325,7 +331,7 @@ class HeadraceExecutor(BaseExecutor):
         submission = self._active.pop(key, None)
         if submission is not None:
             self._keys.pop(submission, None)
-            self._started.discard(submission)
+            self._unstarted.pop(submission, None)
             if self._daemon is not None:
                 self._daemon.send({"t": "revoke", "id": submission})
 

@@ -1,0 +1,163 @@
+"""The executor's small parts: settings and needs, places, reading lines, heads of values, environments."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies
+
+from headrace.errors import ConfigError
+from headrace_airflow import client, places
+from headrace_airflow.rendering import head
+from headrace_airflow.settings import Needs, needs_of, parse_bytes, resolve
+from headrace_airflow.streams import LONGEST_LINE, line_reader
+
+
+class TestSettings:
+    def test_follow_the_machine(self) -> None:
+        found = resolve(None, 32)
+        assert found.tasks == 32
+        assert found.cpus >= 1.5
+        assert found.memory_bytes > 2**20
+
+    def test_are_read_from_the_section(self) -> None:
+        section = {"cpus": "7.5", "memory": "2GiB", "close_gap": "False", "xcom_path": "/elsewhere"}
+        found = resolve(section, 32)
+        assert (found.cpus, found.memory_bytes, found.close_gap) == (7.5, 2**31, False)
+
+    @pytest.mark.parametrize("section", [{"cpus": "many"}, {"cpus": "-1"}, {"memory": "1 lot"}, {"linger": "nan"}])
+    def test_that_cannot_be_used_are_refused(self, section: dict[str, str]) -> None:
+        with pytest.raises(ConfigError, match=r"\[headrace\]"):
+            resolve(section, 32)
+
+    @pytest.mark.parametrize(("text", "number"), [("4GiB", 2**32), ("500 MB", 5 * 10**8), ("12", 12), ("1.5KiB", 1536)])
+    def test_amounts_of_memory(self, text: str, number: int) -> None:
+        assert parse_bytes(text) == number
+
+
+class TestNeeds:
+    @pytest.mark.parametrize("config", [None, {}, {"KubernetesExecutor": {}}, {"headrace": {}}])
+    def test_none(self, config: Any) -> None:
+        assert needs_of(config) == Needs()
+
+    def test_declared(self) -> None:
+        assert needs_of({"headrace": {"cpus": 2, "memory": "4GiB"}}) == Needs(2.0, 2**32)
+
+    @pytest.mark.parametrize(
+        "declared", [{"cores": 2}, {"cpus": "two"}, {"cpus": -1}, {"cpus": float("nan")}, {"memory": "much"}, 3]
+    )
+    def test_that_cannot_be_understood(self, declared: Any) -> None:
+        with pytest.raises(ConfigError, match="executor_config"):
+            needs_of({"headrace": declared})
+
+
+class TestPlaces:
+    def test_are_private_and_one_for_each_identity(self, tmp_path: Path) -> None:
+        base = str(tmp_path / "base")
+        found = {places.folder("/home", database, team, base) for database in ("a", "b") for team in (None, "x")}
+        assert len(found) == 4
+        assert places.folder("/home", "a", None, base) in found
+        assert {os.stat(place).st_mode & 0o777 for place in found} == {0o700}
+
+    def test_a_foreign_folder_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path)
+        with pytest.raises(ConfigError, match="directory"):
+            places.folder("/home", "a", None, str(tmp_path / "link"))
+
+    def test_a_path_too_long_for_a_socket_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="shorter"):
+            places.folder("/home", "a", None, str(tmp_path / ("x" * 100)))
+
+
+class TestLineReader:
+    def read(self, *chunks: bytes) -> list[bytes]:
+        lines: list[bytes] = []
+
+        def collect() -> Generator[None, bytes, None]:
+            while True:
+                lines.append(bytes((yield)))
+
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            read, _ = line_reader(collect(), on_close=lambda sock: None)
+            for chunk in chunks:
+                for start in range(0, len(chunk), 1 << 16):
+                    theirs.sendall(chunk[start : start + (1 << 16)])
+                    assert read(ours)
+            theirs.close()
+            assert not read(ours)
+        return lines
+
+    @given(strategies.lists(strategies.binary(min_size=1, max_size=50), max_size=20))
+    def test_gives_lines_whatever_the_pieces(self, chunks: list[bytes]) -> None:
+        assert (
+            self.read(*chunks) == b"".join(chunks).splitlines(keepends=True)
+            or b"\r" in b"".join(chunks)
+            or any(byte in b"".join(chunks) for byte in b"\x0b\x0c\x1c\x1d\x1e\x85")
+        )
+        assert b"".join(self.read(*chunks)) == b"".join(chunks)
+
+    def test_a_long_line_takes_time_in_proportion(self) -> None:
+        def seconds(size: int) -> float:
+            data = b"x" * size
+            began = time.process_time()
+            self.read(data)
+            return time.process_time() - began
+
+        seconds(1 << 20)
+        assert seconds(1 << 25) < 32 * max(seconds(1 << 20), 0.01)
+
+    def test_a_line_without_an_end_is_handed_on_in_pieces(self) -> None:
+        pieces = self.read(b"x" * (3 * LONGEST_LINE))
+        assert len(pieces) >= 3
+        assert sum(map(len, pieces)) == 3 * LONGEST_LINE
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        "value", [1, None, "text", b"bytes", [1, [2]], (1, 2), {"b": 1, "a": [2]}, {3, 1}, {"a": {"b": "c"}}]
+    )
+    def test_leaves_small_values_alone(self, value: Any) -> None:
+        assert head(value, 1000) == value
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "x" * 10**8,
+            b"x" * 10**8,
+            list(range(10**6)),
+            {str(n): n for n in range(10**5)},
+            set(range(10**5)),
+            [["x" * 10**7] * 10] * 10,
+        ],
+    )
+    def test_cuts_large_ones(self, value: Any) -> None:
+        cut = head(value, 1000)
+        assert type(cut) is type(value)
+        assert 1000 <= len(str(cut)) < 20_000
+
+    def test_begins_as_the_whole_does(self) -> None:
+        value = [1, "two", {"b": [3] * 1000, "a": "x" * 5000}, (4,)]
+        serialized = [1, "two", dict(sorted(value[2].items())), (4,)]  # type: ignore[attr-defined]
+        assert str(head(value, 3000))[:3000] == str(serialized)[:3000]
+
+
+def test_tasks_do_not_inherit_what_would_let_them_pose_as_others() -> None:
+    environ = {
+        "AIRFLOW__API_AUTH__JWT_SECRET": "x",
+        "AIRFLOW__API_AUTH__JWT_SECRET_CMD": "x",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://user:password@host/db",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD": "x",
+        "_AIRFLOW_PROCESS_CONTEXT": "server",
+        "MINE": "y",
+    }
+    found = client.environment(environ)
+    assert found.pop("MINE") == "y"
+    assert list(found) == ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    assert "password" not in str(found)

@@ -1,0 +1,121 @@
+"""What a parse was made from, watched in a process of its own: audit hooks cannot be removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace_airflow.sources import changed, signature
+
+WATCHED = """
+import json, sys, time
+from headrace_airflow.sources import Watch
+sys.path.insert(0, sys.argv[1])
+sys.dont_write_bytecode = True
+import socket
+watch = Watch()
+try:
+    exec(sys.argv[2])
+except FileNotFoundError:
+    pass
+sources = watch.stop()
+with open(sys.argv[1] + "/not_while_parsing") as file:
+    file.read()
+print(json.dumps([sources, watch.unrepeatable]))
+"""
+
+
+def watch(folder: Path, source: str) -> tuple[list[Any], str]:
+    (folder / "not_while_parsing").touch()
+    for path in folder.iterdir():  # long ago
+        os.utime(path, (1e9, 1e9))
+    command = [sys.executable, "-c", WATCHED, str(folder), source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    sources, unrepeatable = json.loads(done.stdout)
+    return sources, unrepeatable
+
+
+def names(folder: Path, sources: list[Any]) -> set[str]:
+    return {os.path.relpath(path, folder) for path, _ in sources if Path(path).is_relative_to(folder)}
+
+
+def test_imported_modules_and_what_they_import(tmp_path: Path) -> None:
+    (tmp_path / "outer.py").write_text("import inner")
+    (tmp_path / "inner.py").write_text("")
+    sources, unrepeatable = watch(tmp_path, "import outer")
+    assert names(tmp_path, sources) == {"outer.py", "inner.py"}
+    assert changed(sources) is None
+    assert unrepeatable == ""
+
+
+def test_data_files_and_listed_folders(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "parts").mkdir()
+    path = str(tmp_path)
+    sources, _ = watch(tmp_path, f"import os; open('{path}/config.yaml').read(); os.listdir('{path}/parts')")
+    assert names(tmp_path, sources) == {"config.yaml", "parts"}
+    (tmp_path / "parts" / "new").touch()
+    assert changed(sources) == str(tmp_path / "parts")
+
+
+def test_a_file_that_was_not_there(tmp_path: Path) -> None:
+    sources, _ = watch(tmp_path, f"open('{tmp_path}/maybe').read()")
+    assert changed(sources) is None
+    (tmp_path / "maybe").touch()
+    assert changed(sources) == str(tmp_path / "maybe")
+
+
+def test_files_that_are_written_do_not_count(tmp_path: Path) -> None:
+    sources, _ = watch(tmp_path, f"open('{tmp_path}/log', 'w').write('x')")
+    assert names(tmp_path, sources) == set()
+
+
+@pytest.mark.parametrize("how", ["edited", "removed", "replaced", "touched"])
+def test_a_change_is_seen(tmp_path: Path, how: str) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("x = 1")
+    sources, _ = watch(tmp_path, "import module")
+    match how:
+        case "edited":
+            module.write_text("x = 2")
+        case "removed":
+            module.unlink()
+        case "replaced":
+            other = tmp_path / "other"
+            other.write_text("x = 2")
+            os.utime(other, (1e9, 1e9))
+            other.replace(module)
+        case "touched":
+            module.touch()
+    assert changed(sources) == str(module)
+
+
+def test_what_changes_while_it_is_parsed_is_out_of_date_at_once(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("import pathlib; pathlib.Path(__file__).write_text('x = 2')")
+    sources, _ = watch(tmp_path, "import module")
+    assert changed(sources) == str(tmp_path / "module.py")
+
+
+def test_installed_packages_are_watched_by_their_folder(tmp_path: Path) -> None:
+    sources, _ = watch(tmp_path, "import psutil")
+    paths = [path for path, _ in sources]
+    assert not any(path.endswith("psutil/__init__.py") for path in paths)
+    assert any(path.rstrip("/").endswith("-packages") for path in paths)
+
+
+def test_a_connection_makes_a_parse_unrepeatable(tmp_path: Path) -> None:
+    source = "s = socket.socket(); s.settimeout(1)\ntry: s.connect(('127.0.0.1', 1))\nexcept OSError: pass"
+    assert "127.0.0.1" in watch(tmp_path, source)[1]
+
+
+def test_no_file_has_the_signature_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    assert signature(str(tmp_path / "a")) == signature(str(tmp_path / "a"))
+    assert signature(str(tmp_path / "b")) == []
+    assert signature("\0") == []
