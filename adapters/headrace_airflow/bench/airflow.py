@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from headrace_airflow.bench.client import FINISHED, ApiClient, ApiError, DagRun, TaskInstance
+from headrace_airflow.bench.client import FINISHED, ApiClient, ApiError, DagRun, TaskInstance, as_text, errors_in
 from headrace_airflow.bench.databases import Database, migrate_with
 from headrace_airflow.bench.home import AIRFLOW, AirflowHome
 from headrace_airflow.bench.processes import Family, Process
@@ -148,16 +148,28 @@ class RealAirflow:
         return path
 
     def wait_for_dags(
-        self, dag_ids: Collection[str], *, since: datetime | None = None, timeout_s: float = LIMIT_S
+        self,
+        dag_ids: Collection[str],
+        *,
+        since: datetime | None = None,
+        broken_too: bool = False,
+        timeout_s: float = LIMIT_S,
     ) -> None:
-        """Waits until the DAG processor has parsed these DAGs, after a certain moment if one is given.
+        """Waits until the DAG processor has parsed these DAGs.
+
+        Args:
+            dag_ids: all of them must be there.
+            since: a moment after which they must have been parsed.
+            broken_too: files that cannot be imported may be there as well.
+            timeout_s: how long to wait.
 
         Raises:
             ImportError: a file of the DAGs folder cannot be imported.
         """
 
         def are_there() -> bool:
-            self._check_imports()
+            if not broken_too:
+                self._check_imports()
             parsed = {dag["dag_id"]: dag for dag in self.api.pages("/dags", "dags", exclude_stale="true")}
             return all(_is_parsed(parsed.get(dag_id), since) for dag_id in dag_ids)
 
@@ -229,7 +241,16 @@ class RealAirflow:
         return self.api.xcom(run, task_id, key, map_index)
 
     def log(self, run: DagRun, task_id: str, try_number: int = 1, *, map_index: int = -1) -> str:
-        return self.api.log(run, task_id, try_number, map_index)
+        """A task's log as text."""
+        return as_text(self.api.log(run, task_id, try_number, map_index))
+
+    def why(self, run: DagRun) -> str:
+        """The first task of a run that failed, with the last error in its log, in one line."""
+        for task in self.tasks(run):
+            if task.state == "failed":
+                errors = errors_in(self.api.log(run, task.task_id, task.try_number, task.map_index))
+                return " ".join(f"{task.name} failed: {errors[-1] if errors else 'without a word'}".split())[:300]
+        return f"{run.dag_id} ended as {run.state}"
 
     # Waiting
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -143,16 +142,29 @@ class ApiClient:
         return sorted(map(TaskInstance.of, pages), key=lambda task: (task.task_id, task.map_index))
 
     def xcom(self, run: DagRun, task_id: str, key: str, map_index: int) -> Any:
-        """A value as the API shows it: what the database holds, taken apart as JSON."""
-        path = f"{run.path}/taskInstances/{task_id}/xcomEntries/{key}"
-        value = self.get(path, map_index=map_index)["value"]
-        return json.loads(value) if isinstance(value, str) else value
+        """A value as the database holds it."""
+        return self.get(f"{run.path}/taskInstances/{task_id}/xcomEntries/{key}", map_index=map_index)["value"]
 
-    def log(self, run: DagRun, task_id: str, try_number: int, map_index: int) -> str:
-        """A task's log as text: each event's message with its further fields."""
+    def log(self, run: DagRun, task_id: str, try_number: int, map_index: int) -> list[Any]:
+        """The events of a task's log, oldest first: mappings with an ``event`` and further fields."""
         path = f"{run.path}/taskInstances/{task_id}/logs/{try_number}"
-        reply = self.get(path, full_content="true", map_index=map_index)
-        return "\n".join(_line(event) for event in reply["content"])
+        content: list[Any] = self.get(path, full_content="true", map_index=map_index)["content"]
+        return content
+
+
+def as_text(events: list[Any]) -> str:
+    """A log as people read it: a line for each event, its message and then its further fields."""
+    return "\n".join(_line(event) for event in events)
+
+
+def errors_in(events: list[Any]) -> list[str]:
+    """The exceptions that were logged with events of level ``error``, or the messages of such events without one."""
+    found = []
+    for event in events:
+        if isinstance(event, dict) and event.get("level") == "error":
+            details = [f"{error['exc_type']}: {error['exc_value']}" for error in event.get("error_detail") or ()]
+            found += details or [str(event.get("event", ""))]
+    return found
 
 
 def _line(event: Any) -> str:

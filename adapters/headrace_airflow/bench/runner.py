@@ -103,7 +103,7 @@ def _measure_memory(airflow: RealAirflow, databases: Database, workload: Workloa
     def all_run() -> bool:
         states = [task.state for task in airflow.tasks(run)]
         if "failed" in states:
-            raise WorkloadFailed(_why(airflow, run))
+            raise WorkloadFailed(airflow.why(run))
         return states.count("running") == workload.tasks
 
     airflow.wait_until(all_run, f"{workload.tasks} tasks running", workload.limit_s, every_s=1.0)
@@ -122,14 +122,4 @@ def _cpu_s(airflow: RealAirflow, databases: Database) -> float:
 
 def _succeed(airflow: RealAirflow, run: DagRun) -> None:
     if run.state != "success":
-        raise WorkloadFailed(_why(airflow, run))
-
-
-def _why(airflow: RealAirflow, run: DagRun) -> str:
-    """The first task that failed, with the last error in its log."""
-    for task in airflow.tasks(run):
-        if task.state == "failed":
-            lines = airflow.log(run, task.task_id, task.try_number, map_index=task.map_index).splitlines()
-            errors = [line for line in lines if "level=error" in line] or lines[-1:]
-            return f"{task.name} failed: {errors[-1] if errors else 'without a word'}"[:300]
-    return f"ended as {run.state}"
+        raise WorkloadFailed(airflow.why(run))

@@ -1,0 +1,215 @@
+"""What Airflow expects of any executor, asked of Headrace's: after the cases of Airflow's own test_base_executor.
+
+The executor here has no daemon: it is constructed as the scheduler does it, and not started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import tempfile
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.executors import workloads
+from airflow.executors.base_executor import BaseExecutor
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.state import TaskInstanceState
+
+from headrace_airflow import HeadraceExecutor
+
+OURS = {"log_file", "place", "settings"}
+"""The public names that Airflow's executors do not have."""
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HeadraceExecutor:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where it looks for a daemon
+    return HeadraceExecutor(parallelism=4)
+
+
+def key_of(task_id: str, dag_id: str = "dag") -> TaskInstanceKey:
+    return TaskInstanceKey(dag_id, task_id, "run", 1, -1)
+
+
+def workload_of(task_id: str, priority: int = 1, **fields: Any) -> workloads.ExecuteTask:
+    dto = workloads.ExecuteTask.model_fields["ti"].annotation
+    known = {
+        "id": uuid.uuid4(),
+        "dag_version_id": uuid.uuid4(),
+        "task_id": task_id,
+        "dag_id": "dag",
+        "run_id": "run",
+        "try_number": 1,
+        "map_index": -1,
+        "pool_slots": 1,
+        "queue": "default",
+        "priority_weight": priority,
+        **fields,
+    }
+    info = workloads.ExecuteTask.model_fields["bundle_info"].annotation
+    return workloads.ExecuteTask(
+        ti=dto(**known), dag_rel_path=Path("dag.py"), bundle_info=info(name="bundle"), log_path="log", token="token"
+    )
+
+
+def queue(executor: HeadraceExecutor, *tasks: workloads.ExecuteTask) -> None:
+    for task in tasks:
+        executor.queue_workload(task, session=None)
+
+
+class TestInterface:
+    def test_has_every_public_name_of_an_executor_and_few_others(self, executor: HeadraceExecutor) -> None:
+        theirs = {name for name in dir(BaseExecutor(4)) if not name.startswith("_")}
+        ours = {name for name in dir(executor) if not name.startswith("_")}
+        assert ours - theirs == OURS
+        assert theirs <= ours
+
+    @pytest.mark.parametrize("name", [name for name in vars(HeadraceExecutor) if hasattr(BaseExecutor, name)])
+    def test_what_it_overrides_can_be_called_in_the_same_ways(self, name: str) -> None:
+        ours, theirs = getattr(HeadraceExecutor, name), getattr(BaseExecutor, name)
+        if name.startswith("__") or not callable(theirs):
+            assert callable(ours) == callable(theirs)
+            return
+        assert parameters(ours) == parameters(theirs)
+
+    def test_declares_what_it_can_do(self) -> None:
+        can = [name for name in dir(BaseExecutor) if name.startswith(("supports_", "pre_assigns_"))]
+        assert "supports_ad_hoc_ti_run" in can
+        assert [name for name in can if not getattr(HeadraceExecutor, name)] == []
+        assert HeadraceExecutor.is_local
+        assert HeadraceExecutor.is_production
+        assert HeadraceExecutor.serve_logs
+
+    def test_refuses_to_run_nothing_at_a_time(self) -> None:
+        with pytest.raises(ValueError, match="parallelism is set to 0 or lower"):
+            HeadraceExecutor(parallelism=0)
+
+    def test_says_what_it_is(self, executor: HeadraceExecutor) -> None:
+        assert repr(executor) == "HeadraceExecutor(parallelism=4)"
+
+    def test_has_commands(self) -> None:
+        parser = HeadraceExecutor._get_parser()
+        assert isinstance(parser, argparse.ArgumentParser)
+        assert callable(parser.parse_args(["headrace", "status"]).func)
+        with pytest.raises(SystemExit):
+            parser.parse_args(["headrace", "nonsense"])
+
+    def test_dumps_its_state_for_whoever_debugs(
+        self, executor: HeadraceExecutor, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        queue(executor, workload_of("waits"))
+        executor.debug_dump()
+        told = capsys.readouterr().out
+        assert "executor.queued_tasks (1)" in told
+        assert "waits" in told
+
+
+def parameters(function: Any) -> list[tuple[str, Any]]:
+    return [(p.name, p.kind) for p in inspect.signature(function).parameters.values()]
+
+
+class TestEvents:
+    @pytest.mark.parametrize(
+        ("report", "state", "goes_on"),
+        [
+            ("success", TaskInstanceState.SUCCESS, False),
+            ("fail", TaskInstanceState.FAILED, False),
+            ("queued", TaskInstanceState.QUEUED, False),
+            ("running_state", TaskInstanceState.RUNNING, True),
+        ],
+    )
+    def test_reports_a_state(
+        self, executor: HeadraceExecutor, report: str, state: TaskInstanceState, goes_on: bool
+    ) -> None:
+        key = key_of("task")
+        executor.running.add(key)
+        getattr(executor, report)(key, info="why")
+        assert executor.event_buffer == {key: (state, "why")}
+        assert executor.running == ({key} if goes_on else set())
+
+    def test_reports_what_it_does_not_know_as_running(self, executor: HeadraceExecutor) -> None:
+        executor.fail(key_of("one"))
+        executor.success(key_of("two"))
+        assert executor.slots_occupied == 0
+        assert len(executor.get_event_buffer()) == 2
+
+    def test_hands_out_events_once_and_by_dag(self, executor: HeadraceExecutor) -> None:
+        of_one, of_two = key_of("task", "one"), key_of("task", "two")
+        executor.success(of_one)
+        executor.fail(of_two)
+        assert executor.get_event_buffer(["one"]) == {of_one: (TaskInstanceState.SUCCESS, None)}
+        assert executor.get_event_buffer() == {of_two: (TaskInstanceState.FAILED, None)}
+        assert executor.get_event_buffer() == {}
+
+    def test_sends_no_callback_without_a_sink(self, executor: HeadraceExecutor) -> None:
+        with pytest.raises(ValueError, match="Callback sink is not ready"):
+            executor.send_callback(SimpleNamespace())
+
+
+class TestQueue:
+    def test_takes_the_most_urgent_first_and_no_more_than_there_is_room_for(self, executor: HeadraceExecutor) -> None:
+        queue(executor, workload_of("late", 1), workload_of("first", 9), workload_of("second", 5))
+        executor.trigger_tasks(open_slots=2)
+        assert list(executor.queued_tasks) == [key_of("late")]
+        assert executor.running == {key_of("first"), key_of("second")}
+
+    def test_takes_a_task_again_that_is_queued_again(self, executor: HeadraceExecutor) -> None:
+        queue(executor, workload_of("task"))
+        executor.trigger_tasks(open_slots=4)
+        executor.fail(key_of("task"))
+        queue(executor, workload_of("task"))
+        executor.trigger_tasks(open_slots=4)
+        assert executor.running == {key_of("task")}
+        assert not executor.queued_tasks
+
+    def test_a_heartbeat_takes_what_fits(self, executor: HeadraceExecutor) -> None:
+        queue(executor, *(workload_of(f"task_{number}") for number in range(6)))
+        executor.heartbeat()
+        assert (len(executor.running), len(executor.queued_tasks)) == (4, 2)
+
+    def test_knows_its_tasks(self, executor: HeadraceExecutor) -> None:
+        queue(executor, workload_of("task"))
+        assert executor.has_task(SimpleNamespace(id=None, key=key_of("task")))
+        assert not executor.has_task(SimpleNamespace(id=None, key=key_of("another")))
+
+    def test_refuses_what_it_does_not_know(self, executor: HeadraceExecutor) -> None:
+        with pytest.raises(ValueError, match="workload"):
+            executor.queue_workload(SimpleNamespace(key="key"), session=None)
+
+    def test_has_no_room_without_a_daemon(self, executor: HeadraceExecutor) -> None:
+        queue(executor, workload_of("task"))
+        assert (executor.slots_occupied, executor.slots_available) == (1, 0)
+
+    def test_revokes_a_task_wherever_it_is_and_says_nothing(self, executor: HeadraceExecutor) -> None:
+        queue(executor, workload_of("runs", 2), workload_of("waits"))
+        executor.trigger_tasks(open_slots=1)
+        for task_id in ("runs", "waits", "unknown"):
+            executor.revoke_task(ti=SimpleNamespace(key=key_of(task_id)))
+        assert executor.slots_occupied == 0
+        assert executor.event_buffer == {}
+
+    def test_a_task_that_needs_what_nobody_understands_fails_with_a_reason(self, executor: HeadraceExecutor) -> None:
+        queue(executor, workload_of("task", executor_config={"headrace": {"cpus": "many"}}))
+        executor.trigger_tasks(open_slots=1)
+        ((state, info),) = executor.get_event_buffer().values()
+        assert state == TaskInstanceState.FAILED
+        assert "executor_config" in info
+        assert "many" in info
+
+
+class TestWithoutADaemon:
+    def test_adopts_nothing(self, executor: HeadraceExecutor) -> None:
+        tasks = [SimpleNamespace(key=key_of(name), external_executor_id=name) for name in ("one", "two", "three")]
+        assert executor.try_adopt_task_instances(tasks) == tasks
+
+    def test_has_no_log(self, executor: HeadraceExecutor) -> None:
+        task = SimpleNamespace(external_executor_id="one", try_number=1)
+        assert executor.get_task_log(task, 1) == ([], [])
+
+    def test_ends(self, executor: HeadraceExecutor) -> None:
+        executor.end()
+        executor.terminate()
