@@ -6,6 +6,8 @@
 #   make check         formatting, lint, types, import contracts
 #   make compat        other people's test suites on stock schedulers and on Headrace
 #   make bench         the whole benchmark suite
+#   make demo-airflow  DAGs over the same data on a real Airflow, with its own executor and with Headrace's
+#   make compat-airflow, make bench-airflow   Airflow's example DAGs, and the benchmark, likewise
 #   make format        rewrites the sources in the one format
 #   make clean         removes environments, caches and outputs
 #
@@ -24,7 +26,8 @@ BIN := $(VENV)/bin
 RUFF_PATHS := core adapters tests examples compat_suite
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-oldest check check-format check-lint check-types check-imports compat bench format clean
+.PHONY: help demo test test-oldest check check-format check-lint check-types check-imports compat bench format clean \
+	demo-airflow compat-airflow bench-airflow
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +63,15 @@ check-imports: $(VENV)/.dev
 compat: $(VENV)/.dev
 	$(BIN)/python -m compat_suite $(COMPAT_ARGS)
 
+demo-airflow: $(VENV)/.airflow
+	$(BIN)/python -m headrace_airflow.bench.demo examples --json out/demo-airflow.json
+
+bench-airflow: $(VENV)/.airflow
+	$(BIN)/headrace bench-airflow --json out/bench-airflow.json $(BENCH_ARGS)
+
+compat-airflow: $(VENV)/.dev
+	$(BIN)/python -m compat_suite.dags $(COMPAT_ARGS)
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(RUFF_PATHS)
 	$(BIN)/ruff check --fix $(RUFF_PATHS)
@@ -72,6 +84,10 @@ clean:
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints/latest.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints/latest.txt --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.airflow: $(VENV)/.made pyproject.toml constraints/latest.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints/latest.txt --editable '.[bench-airflow]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints/latest.txt

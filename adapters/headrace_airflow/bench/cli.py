@@ -10,7 +10,6 @@ from pathlib import Path
 
 from headrace_airflow.bench import report as tables
 from headrace_airflow.bench.databases import Database, Postgres, Sqlite
-from headrace_airflow.bench.runner import Plan, run
 from headrace_airflow.bench.workloads import BY_NAME, STOCK, SUITE, VARIANTS, Variant, Workload
 
 DATABASES: dict[str, Callable[[], Database]] = {"postgres": Postgres, "sqlite": Sqlite}
@@ -20,6 +19,10 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0 unless Headrace failed where the stock executor did not."""
     parser = _parser()
     options = parser.parse_args(argv)
+    try:
+        from headrace_airflow.bench.runner import Plan, run  # here, so that `headrace --help` needs no Airflow
+    except ImportError as error:
+        parser.error(f"{error}: pip install 'headrace[bench-airflow]'")
     variants = options.variants or [variant for variant in VARIANTS if variant.is_installed]
     workloads = options.workloads or list(SUITE)
     try:

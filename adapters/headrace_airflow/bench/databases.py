@@ -1,7 +1,7 @@
 """Databases for Airflow: SQLite files, and a PostgreSQL server of one's own.
 
 Both hand out fresh, migrated databases: the first is migrated, the others are copies of it. The PostgreSQL server
-comes from a package that ships it (the extra ``airflow-test``) or from Debian; it listens on the loopback interface
+comes from a package that ships it (the extra ``bench-airflow``) or from Debian; it listens on the loopback interface
 only, with a password made for it, and needs no root. As root it runs as an ordinary user: it refuses to be root.
 """
 
@@ -253,7 +253,7 @@ def _server_programs(scratch: Path, user: tuple[int, int] | None) -> Path:
             shutil.copytree(root, copy, ignore=shutil.ignore_patterns("include"))
             return copy / "bin"
     raise FileNotFoundError(
-        "no PostgreSQL server: pip install 'headrace[airflow-test]' brings one, and so does Debian's postgresql"
+        "no PostgreSQL server: pip install 'headrace[bench-airflow]' brings one, and so does Debian's postgresql"
     )
 
 
