@@ -79,7 +79,7 @@ ARROW: dict[str, Any] = {
     "maps": pa.array([[(str(i), i)] for i in range(BIG)], pa.map_(pa.string(), pa.int64())),
     "dates": pa.array(range(BIG), pa.timestamp("ns", "UTC")),
     "chunks": pa.chunked_array([TEXTS, TEXTS]),
-    "batch": pa.record_batch({"a": pa.array(range(BIG)), "b": TEXTS}),
+    "batch": pa.RecordBatch.from_pydict({"a": pa.array(range(BIG)), "b": TEXTS}),
     "table": pa.table({"a": pa.array(range(BIG)), "b": TEXTS}).replace_schema_metadata({"by": "me"}),
 }
 
