@@ -91,8 +91,8 @@ $(VENV)/.airflow: $(VENV)/.made pyproject.toml constraints/latest.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints/latest.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints/latest.txt --editable '.[dev]'
-	@touch $@ $(VENV)/.bench
+	$(BIN)/python -m pip install --quiet --constraint constraints/latest.txt --editable '.[dev,bench-airflow]'
+	@touch $@ $(VENV)/.bench $(VENV)/.airflow
 
 $(VENV_OLDEST)/.test: $(VENV_OLDEST)/.made pyproject.toml constraints/oldest.txt
 	$(VENV_OLDEST)/bin/python -m pip install --quiet --constraint constraints/oldest.txt --editable '.[test]'

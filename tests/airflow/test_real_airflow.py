@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from headrace.testing import wait_until
+from headrace_airflow.bench import databases
+from headrace_airflow.bench.home import AirflowHome
 from headrace_airflow.bench.processes import Family, ProcessDied
 
 FORKS_AWAY = """
@@ -32,6 +34,8 @@ time.sleep(600)
 OWNER = """
 import os, sys, time
 from pathlib import Path
+from headrace_airflow.bench import databases
+from headrace_airflow.bench.home import AirflowHome
 from headrace_airflow.bench.processes import Family
 folder = Path(sys.argv[1])
 family = Family()
@@ -131,6 +135,15 @@ def test_postgres_restarts_and_hands_out_copies(postgres: Any) -> None:
     postgres.discard(second)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root runs the server as himself, where it is")
+def test_postgres_runs_where_its_user_could_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "_is_open", lambda program: False)
+    with databases.Postgres(durable=False) as server:
+        url = server.fresh(lambda url: None)
+        assert url.startswith("postgresql+psycopg2://postgres:")
+        server.discard(url)
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def stock(request: pytest.FixtureRequest, make_shared_airflow: Any) -> Any:
     return make_shared_airflow(request.param, executor="LocalExecutor")
@@ -198,3 +211,18 @@ def test_leaves_nothing_behind(make_airflow: Any, tmp_path: Path) -> None:
 def test_says_what_a_component_printed_before_it_died(make_airflow: Any) -> None:
     with pytest.raises(ProcessDied, match=r"(?s)scheduler ended with 1:.*no_such_module"):
         make_airflow(executor="no_such_module.Executor", components=["api-server", "scheduler"])
+
+
+def test_its_environment_has_nothing_of_a_surrounding_airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "1")
+    monkeypatch.setenv("HEADRACE_LANE", "inline")
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    home = AirflowHome(first, {"AIRFLOW__API__WORKERS": "3"})
+    environment = home.environment("sqlite:///x.db")
+    assert not {"AIRFLOW__CORE__PARALLELISM", "HEADRACE_LANE"} & environment.keys()
+    assert environment["AIRFLOW__API__WORKERS"] == "3"  # what is asked for goes before what is chosen
+    assert environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == "sqlite:///x.db"
+    assert all(secret not in repr(home) for secret in home._secrets.values())
+    assert AirflowHome(second).environment()["AIRFLOW__API__SECRET_KEY"] not in environment.values()

@@ -249,12 +249,20 @@ def _server_programs(scratch: Path, user: tuple[int, int] | None) -> Path:
         if (root / "bin" / "initdb").exists():
             if user is None or _is_open(root / "bin" / "initdb"):
                 return root / "bin"
-            copy = scratch / "server"
-            shutil.copytree(root, copy, ignore=shutil.ignore_patterns("include"))
-            return copy / "bin"
+            return _copy(root, scratch / "server") / "bin"
     raise FileNotFoundError(
         "no PostgreSQL server: pip install 'headrace[bench-airflow]' brings one, and so does Debian's postgresql"
     )
+
+
+def _copy(root: Path, target: Path) -> Path:
+    """A copy of a package's server, with the libraries that its wheel has beside the package."""
+    package = root.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, target / libraries.name)
+    ignored = shutil.ignore_patterns("include")
+    return Path(shutil.copytree(root, target / package.name / root.name, ignore=ignored))
 
 
 def _installations() -> Iterator[Path]:
