@@ -9,7 +9,7 @@
                       what is excused runs on dask's own processes: passes there?  the excuse is refuted
 
 A suite is in order when nothing unexplained is lost, Headrace really executed the graphs, no session broke off or left
-a process behind, every excuse stands, and the time bounds hold.
+a process behind, every excuse stands, and no time bound is broken twice in a row.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def run_suite(
         candidate = bench.run(suite, scheduler, targets)
         say(f"{recipe.name}/{suite.name}: {_summary(scheduler, candidate)}")
         verdict = judge(recipe, suite, lane, baseline, candidate)
+        verdict.faults += _time(suite, lane, bench, targets, candidate.wall_s / baseline.wall_s)
         lost = compare.lost(baseline.outcomes, candidate.outcomes)
         _explain(recipe, suite, bench, verdict, lost, candidate.outcomes)
         verdicts.append(verdict)
@@ -102,11 +103,20 @@ def judge(recipe: Recipe, suite: Suite, lane: str, baseline: Run, candidate: Run
     if compare.vacuous(baseline.outcomes, candidate.outcomes, BASELINE.name, "headrace", suite.share):
         wanted = compare.graphs(baseline.outcomes)[BASELINE.name]
         verdict.faults.append(f"vacuous: {verdict.graphs} graphs on Headrace, {wanted} on the baseline")
-    bound = suite.at_most.get(lane)
-    if bound and candidate.wall_s > bound * baseline.wall_s:
-        ratio = candidate.wall_s / baseline.wall_s
-        verdict.faults.append(f"too slow: {ratio:.2f} times the baseline's wall time, at most {bound:g} is allowed")
     return verdict
+
+
+def _time(suite: Suite, lane: str, bench: Bench, targets: Sequence[str], ratio: float) -> list[str]:
+    """Faults, if a lane took too long. Something else may have kept the machine busy, so it is asked twice."""
+    bound = suite.at_most.get(lane)
+    if bound is None or ratio <= bound:
+        return []
+    stock = bench.run(suite, BASELINE, targets, f"timed-{lane}")
+    again = bench.run(suite, Scheduler("headrace", lane), targets, "timed").wall_s / stock.wall_s
+    if again <= bound:
+        return []
+    times = f"{ratio:.2f} and again {again:.2f} times the baseline's wall time"
+    return [f"too slow: {times}, at most {bound:g} is allowed"]
 
 
 def _explain(

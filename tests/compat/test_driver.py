@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,7 @@ root = "{directory}"
 [[suite]]
 name = "fake"
 targets = ["fake_suite.test_fake"]
+at_most = {{ auto = {at_most} }}
 
 [[excuse]]
 tests = ["{test}"]
@@ -204,10 +206,10 @@ def test_one_test_that_hangs_fails_alone(bench: Bench) -> None:
     assert "Timeout" in outcome.error
 
 
-def recipe(bench: Bench, test: str = "nothing") -> list[str]:
+def recipe(bench: Bench, test: str = "nothing", at_most: float = 100.0) -> list[str]:
     """Writes the recipe; gives the command's arguments that run it in this very environment."""
     directory = bench.output.parent
-    (directory / "fake.toml").write_text(RECIPE.format(directory=directory, test=test))
+    (directory / "fake.toml").write_text(RECIPE.format(directory=directory, test=test, at_most=at_most))
     (directory / "fake.txt").write_text("dask==0\n")
     return ["--recipes", str(directory), "--python", sys.executable, "--output", str(bench.output)]
 
@@ -231,6 +233,12 @@ def test_what_only_headrace_fails_is_a_fault_unless_it_is_excused(
     recipe(bench, test)
     assert command.main(arguments) == 0
     assert f"excused  fake/fake[processes] {test}: it asks where it runs" in capsys.readouterr().out
+
+
+def test_a_lane_that_is_too_slow_twice_is_a_fault(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([*recipe(bench, at_most=0.01), "--lane", "auto"]) == 1
+    (fault,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("FAULT"))
+    assert re.search(r"too slow: \d+\.\d\d and again \d+\.\d\d times the baseline's wall time, at most 0.01", fault)
 
 
 def test_an_unknown_recipe_is_named(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
