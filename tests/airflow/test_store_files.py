@@ -137,6 +137,8 @@ def test_sweeping_takes_runs_as_wholes(root: str) -> None:
     for path in files(root):
         if path.name.endswith((f"{'a' * 32}.headrace", f"{'c' * 32}.headrace")):
             os.utime(path, (1, 1))
+    kept = storage.run_folder(SLOT.dag_id, SLOT.run_id)
+    assert storage.sweep(root, {}, 3600.0, [kept]) == 0
     assert storage.sweep(root, {}, 3600.0) == 1
     with pytest.raises(FileNotFoundError):
         bring_back(old, "a" * 32)
@@ -256,3 +258,21 @@ def test_a_spilled_value_has_no_name(tmp_path: Path) -> None:
     assert os.fstat(fd).st_size == 1 << 20
     assert list((tmp_path / "spill").iterdir()) == []
     os.close(fd)
+
+
+def test_reading_a_copy_keeps_its_run(tmp_path: Path) -> None:
+    url = copy(str(tmp_path))
+    os.utime(url, (1, 1))
+    bring_back(url)
+    assert storage.sweep(str(tmp_path), {}, 3600.0) == 0
+
+
+def test_copies_are_listed_by_run(root: str) -> None:
+    url = copy(root)
+    copy(root, "j" * 32, SLOT._replace(run_id="other"))
+    found = storage.copies_by_run(root, {}, 0.0)
+    assert set(found) == {storage.run_folder("dag", SLOT.run_id), storage.run_folder("dag", "other")}
+    (listed,) = found[storage.run_folder("dag", SLOT.run_id)].items()
+    assert listed[0] == "i" * 32
+    assert bring_back(listed[1]) == bring_back(url)
+    assert not any(storage.copies_by_run(root, {}, 3600.0).values()), "all are young"

@@ -18,3 +18,7 @@ class StoreFullError(UserError, MemoryError):
 
 class StoreUnreachableError(HeadraceError, ConnectionError):
     """The store service could not be found nor started, or went away during a request."""
+
+
+class ForeignStoreError(StoreUnreachableError, PermissionError):
+    """The store service, or its folder, is another user's."""

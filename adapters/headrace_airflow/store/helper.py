@@ -80,7 +80,7 @@ class Helper:
             storage.erase(message["url"], options)
             return {}
         if message["do"] == "sweep":
-            return {"removed": storage.sweep(self._settings.url, options, message["ttl_s"])}
+            return {"removed": storage.sweep(self._settings.url, options, message["ttl_s"], message["keep"])}
         return self._read(message, given)
 
     def _read(self, message: Message, given: list[int]) -> Message:

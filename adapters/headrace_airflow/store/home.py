@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from headrace_airflow.store.errors import StoreUnreachableError
+from headrace_airflow.store.errors import ForeignStoreError
 from headrace_airflow.wire import peer_uid
 
 _SOCKET: Final = "store.sock"
@@ -32,7 +32,7 @@ class Home:
         base: ``StoreSettings.home``; made if it is missing.
 
     Raises:
-        StoreUnreachableError: somebody else owns the folder, or can enter it.
+        ForeignStoreError: somebody else owns the folder.
     """
 
     def __init__(self, base: str) -> None:
@@ -40,7 +40,7 @@ class Home:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = os.lstat(self.path)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise StoreUnreachableError(f"{self.path} belongs to another user: set [headrace] store_home")
+            raise ForeignStoreError(f"{self.path} belongs to another user: set [headrace] store_home")
         if stat.S_IMODE(status.st_mode) & 0o077:
             os.chmod(self.path, 0o700)
         self.log = self.path / "store.log"
@@ -50,7 +50,7 @@ class Home:
         """A connection to the service; ``None`` if there is none.
 
         Raises:
-            StoreUnreachableError: it is another user's.
+            ForeignStoreError: it is another user's.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -64,7 +64,7 @@ class Home:
             raise
         if (uid := peer_uid(sock)) != os.geteuid():
             sock.close()
-            raise StoreUnreachableError(f"the store service in {self.path} is run by user {uid}")
+            raise ForeignStoreError(f"the store service in {self.path} is run by user {uid}")
         return sock
 
     def lock(self) -> int | None:

@@ -6,7 +6,7 @@ job       says                                    answered with
 write     url, size, info; data or a descriptor   nothing more: the copy is there
 erase     url                                     nothing more: there is no copy
 read      url, id, size, place, writer            the descriptor of a file that begins with the image
-sweep     ttl_s                                   removed: number of files
+sweep     ttl_s; keep: runs that are in use       removed: number of files
 ========  ======================================  ===========================================================
 
 Any answer may be ``error`` (text) instead. Jobs are sent at once, so that the process has them even if the service is
@@ -81,8 +81,6 @@ class HelperLane:
     def look(self) -> None:
         """Ends a process that has made no progress for too long: a hung network file system, for example."""
         if self._sent and time.monotonic() - self._progress_s > next(iter(self._sent.values()))[1]:
-            if self._process is not None:
-                self._process.kill()
             self._lost("storage did not answer in time")
 
     def close(self) -> None:
@@ -131,6 +129,7 @@ class HelperLane:
             self.channel.close()
             self.channel = None
         if self._process is not None:
+            self._process.kill()  # the service still has what it was given, and tries again
             self._process.wait()
             reason = f"{reason} (exit code {self._process.returncode})"
             self._process = None

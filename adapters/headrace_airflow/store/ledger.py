@@ -228,6 +228,10 @@ class Ledger:
         """Whether something is to be done soon, without any further event."""
         return any(entry.deleted_s is not None or entry.durable == "failed" for entry in self.entries.values())
 
+    def runs_used_since(self, time_s: float) -> list[tuple[str, str]]:
+        """DAG and run of everything that was put or read since then."""
+        return [run for run, used_s in self._runs.items() if used_s >= time_s]
+
     def undurable(self) -> list[str]:
         """Objects that would be lost with this node."""
         return [id for id, entry in self.entries.items() if entry.durable != "kept" and entry.deleted_s is None]

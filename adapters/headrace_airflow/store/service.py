@@ -234,7 +234,7 @@ class StoreService:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except BlockingIOError:
+            except OSError:  # none is waiting, or there is no descriptor left for it
                 return
             if peer_uid(sock) != os.geteuid():
                 sock.close()
@@ -261,7 +261,7 @@ class StoreService:
             self._ledger.closed(id, client.number)
         try:
             answer = self._ops[message["op"]](client, message)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # a broken request must harm nobody else
             answer = {"error": f"{type(error).__name__}: {error}", "kind": "failed"}
         if answer is not None:
             self._send(client, answer)
@@ -492,7 +492,10 @@ class StoreService:
             self._watch_lanes()
         if self.settings.ttl_s and now_s >= self._sweep_s:
             self._sweep_s = now_s + _SWEEP_EVERY_S
-            self._writer.submit({"do": "sweep", "ttl_s": self.settings.ttl_s}, None, lambda message, fds: None)
+            runs = self._ledger.runs_used_since(now_s - self.settings.ttl_s)
+            keep = [storage.run_folder(dag_id, run_id) for dag_id, run_id in runs]
+            job = {"do": "sweep", "ttl_s": self.settings.ttl_s, "keep": keep}
+            self._writer.submit(job, None, lambda message, fds: None)
         soon = self._ledger.waits() or self._pending() or self._ending_since_s
         self._look_s = now_s + (_SOON_S if soon else _LATER_S)
         if self._ends_when_idle:

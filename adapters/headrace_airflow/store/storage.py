@@ -6,10 +6,11 @@ fsspec. Object stores show a file only once it is whole; for other filesystems a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -88,7 +89,10 @@ def read(url: str, options: dict[str, Any], id: str, target: int | None) -> tupl
     if path is not None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return fd, _verify(fd, id, os.fstat(fd).st_size)
+            size = _verify(fd, id, os.fstat(fd).st_size)
+            with contextlib.suppress(OSError):
+                os.utime(path)  # for ``sweep``: its run is in use
+            return fd, size
         except BaseException:
             os.close(fd)
             raise
@@ -119,12 +123,19 @@ def erase(url: str, options: dict[str, Any]) -> None:
             return
 
 
-def sweep(root: str, options: dict[str, Any], ttl_s: float) -> int:
-    """Removes runs whose newest copy is older than ``ttl_s``, and what dead writers left; returns how many files."""
+def sweep(root: str, options: dict[str, Any], ttl_s: float, keep: Collection[str] = ()) -> int:
+    """Removes runs whose newest copy is older than ``ttl_s``, and what dead writers left; returns how many files.
+
+    Args:
+        root: where all copies stand.
+        options: for fsspec.
+        ttl_s: reading a local copy makes it as new; other places do not tell when something was read.
+        keep: runs, as ``run_folder`` calls them, that are known to be in use.
+    """
     now_s = time.time()
     removed = 0
-    for files in _by_run(root, options).values():
-        newest = max(written_s for _, written_s in files)
+    for folder, files in _by_run(root, options).items():
+        newest = now_s if folder in keep else max(written_s for _, written_s in files)
         for url, written_s in files:
             age_s = now_s - (written_s if url.endswith(PARTIAL) else newest)
             if age_s > (86400.0 if url.endswith(PARTIAL) else ttl_s):
