@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import math
 import os
 import sys
 import threading
@@ -64,7 +65,7 @@ class Runtime(Executor):
             self.settings = dataclasses.replace(self.settings, lane="inline")
         self._pid = os.getpid()
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()  # see _is_deciding
         self._shield = InterruptShield()
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
@@ -98,6 +99,11 @@ class Runtime(Executor):
         with self._shield, self._lock:
             found = self._machine.tasks.get(task)
             return found is not None and found.state in (HERE_QUEUED, AWAY)
+
+    def _is_deciding(self) -> bool:
+        """Whether the current thread is in the midst of a change. Then it is a destructor that asks: the garbage
+        collector calls them at any moment. It gets no further decision now, and must not wait for one."""
+        return bool(self._lock._is_owned())
 
     def _new_machine(self) -> Machine:
         s = self.settings
@@ -138,6 +144,10 @@ class Runtime(Executor):
             WorkerDied: a task took down ``settings.max_deaths`` workers.
             UnpicklableError: lane ``processes`` is forced and a task or a result cannot travel.
         """
+        if self._is_deciding() or sys.is_finalizing():  # when the interpreter ends, no thread can be started any more
+            self._check_open()
+            known = run_at_once(graph, math.inf).values
+            return [Stored(known[index]) if keep else known[index] for index in graph.outputs]
         level = self._shield.level(self._threads.nested)
         show_loop: Callable[[], None] | None = None
         job: Job | None = None
@@ -291,6 +301,8 @@ class Runtime(Executor):
         starts once they are done and gets their values. If one of them fails, so does this future, with its exception.
         """
         self._check_open()
+        if sys.is_finalizing():
+            raise RuntimeError("a Runtime takes no more work while the interpreter ends")
         if not callable(fn):
             raise TypeError(f"submit() needs a function to call, not {fn!r}")
         with self._shield:
@@ -302,8 +314,10 @@ class Runtime(Executor):
         there."""
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures.open)))
+        if wait and self._threads.nested:
+            raise RuntimeError("a task cannot wait for the end of the Runtime that runs it: use shutdown(wait=False)")
         self._closed = True
-        if wait:
+        if wait and not self._is_deciding():
             self._stop_when_done()
         else:
             threading.Thread(target=self._stop_when_done, name="headrace-shutdown", daemon=True).start()
@@ -338,13 +352,16 @@ class Runtime(Executor):
 
     def _post(self, *events: e.Event, slot: int | None = None) -> c.RunHere | None:
         """Hands events to the machine and starts what it commands. Returns the next batch for ``slot``, if any."""
+        if self._is_deciding():
+            self._futures.dropped.defer(events)
+            return None
         mine: c.RunHere | None = None
         after: After = []
         with self._shield:
             with self._lock:
                 try:
                     if self._futures.dropped:
-                        events = (self._futures.take_dropped(), *events)
+                        events = (*self._futures.take_dropped(), *events)
                     for event in events:
                         for command in self._machine.handle(event, perf_counter()):
                             if type(command) is not c.RunHere:
@@ -426,7 +443,7 @@ def _is_foreign(error: BaseException) -> bool:
 
 
 _default: Runtime | None = None
-_default_lock = threading.Lock()
+_default_lock = threading.RLock()  # a destructor may ask for it while it is being made
 
 
 def default(settings: config.Settings | None = None) -> Runtime:
@@ -461,7 +478,7 @@ def close_default() -> None:
 def _forget_in_child() -> None:
     global _default, _default_lock
     _default = None
-    _default_lock = threading.Lock()
+    _default_lock = threading.RLock()
     page.forget()
 
 

@@ -177,14 +177,24 @@ class Watch:
         self._asleep = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
 
     def begin(self, batch: Batch) -> None:
         self._batches.add(batch)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
-            self._thread.start()
+            self._start()
         if self._asleep:
             self._wake.put(None)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None and not self._stop.is_set():
+                thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread is left for this process: its batches run unwatched
+                self._thread = thread
 
     def end(self, batch: Batch) -> None:
         self._batches.discard(batch)

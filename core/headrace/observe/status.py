@@ -113,22 +113,35 @@ class _Page:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._closing.clear()
-                    self._fd = os.memfd_create(STATUS_NAME, os.MFD_CLOEXEC)
-                    self._thread = threading.Thread(target=self._run, name="headrace-status", daemon=True)
-                    self._thread.start()
+                    self._start()
         self._wake.set()
+
+    def _start(self) -> None:
+        self._closing.clear()
+        self._thread = threading.Thread(target=self._run, name="headrace-status", daemon=True)
+        try:
+            if self._fd < 0:
+                self._fd = os.memfd_create(STATUS_NAME, os.MFD_CLOEXEC)
+            self._thread.start()
+        except (OSError, RuntimeError):  # no descriptor or no thread is left: what runs matters more
+            self._thread = None
+            self._close_fd()
+
+    def _close_fd(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def close(self) -> None:
         with self._lock:
             thread, self._thread = self._thread, None
-            fd, self._fd = self._fd, -1
             self._closing.set()
             self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
-        if fd >= 0:
-            os.close(fd)
+        with self._lock:
+            if self._thread is None:
+                self._close_fd()
 
     def _run(self) -> None:
         me = threading.current_thread()

@@ -20,7 +20,7 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[tuple[Callable[[Any], object], Any] | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a destructor may add a callback at any moment
         self._thread: threading.Thread | None = None
         self._closed = False
 

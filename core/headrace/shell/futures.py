@@ -7,7 +7,6 @@ its callbacks are foreign code: what a command asks for is appended to ``after``
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
@@ -38,13 +37,13 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
     def result(self, timeout: float | None = None) -> Any:
         """As that of ``concurrent.futures``. A task may call it: it does not keep another one from running."""
         if not self.done():
-            self._owner.about_to_wait()
+            self._owner.begin_to_wait()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As that of ``concurrent.futures``; see :meth:`result`."""
         if not self.done():
-            self._owner.about_to_wait()
+            self._owner.begin_to_wait()
         return super().exception(timeout)
 
     def running(self) -> bool:
@@ -89,7 +88,7 @@ class Futures:
 
     Args:
         jobs: whose job of futures gets their calls.
-        lock: the runtime's.
+        lock: the runtime's, re-entrant.
         post: hands events to the machine, and tells it of futures that were dropped.
         about_to_wait: called in a thread that is about to wait for a future.
         is_running: whether a task has been handed out.
@@ -98,7 +97,7 @@ class Futures:
     def __init__(
         self,
         jobs: Jobs,
-        lock: threading.Lock,
+        lock: Any,
         post: Callable[..., object],
         about_to_wait: Callable[[], None],
         is_running: Callable[[int], bool],
@@ -144,12 +143,24 @@ class Futures:
             return (fn, args, kwargs or None, ()), ()
         return (call_nested, (fn, new_args, new_kwargs, None), None, ((3, tuple(deps)),)), tuple(deps)
 
-    def take_dropped(self) -> e.FuturesDropped:
-        """The event that says which futures nobody holds any more; under the lock."""
-        tasks = self.dropped.take()
+    def take_dropped(self) -> tuple[e.Event, ...]:
+        """The events that say which futures nobody holds any more, and what destructors wanted; under the lock."""
+        tasks, deferred = self.dropped.take()
         for task in tasks:
             self._jobs.futures.errors.pop(task, None)
-        return e.FuturesDropped(tasks)
+        return (*deferred, e.FuturesDropped(tasks))
+
+    def begin_to_wait(self) -> None:
+        """The current thread waits for a future now.
+
+        Raises:
+            RuntimeError: it holds the lock, so it is a destructor, and would wait for ever.
+        """
+        if self._lock._is_owned():
+            raise RuntimeError(
+                "a destructor cannot wait for a Future at this moment: Headrace is at work in its thread"
+            )
+        self.about_to_wait()
 
     def finish(self, command: c.FinishFuture, after: After) -> None:
         """The value is here or published."""
