@@ -84,10 +84,15 @@ def ran_away(worker: int, *tasks: int, arrived: bool = True) -> e.WorkerRan:
     return e.WorkerRan(worker, [span(task) for task in tasks], tasks if arrived else ())
 
 
-def here(slot: int, *tasks: int, quick: bool = True, known: bool = True, job: int = 1) -> c.RunHere:
+def here(
+    slot: int, *tasks: int, quick: bool = True, known: bool = True, measured: bool | None = None, job: int = 1
+) -> c.RunHere:
+    """``quick``: in a batch; ``known``: of families that have run before, which are measured only outside batches."""
+    if measured is None:
+        measured = not (quick and known)
     if not quick:
-        return c.RunHere(slot, job, list(tasks), 0.0, 0.0)
-    return c.RunHere(slot, job, list(tasks), QUICK_BUDGET_S, OUTLIER_S if known else STALLED_S)
+        return c.RunHere(slot, job, list(tasks), 0.0, 0.0, measured)
+    return c.RunHere(slot, job, list(tasks), QUICK_BUDGET_S, OUTLIER_S if known else STALLED_S, measured)
 
 
 # ---- this process
@@ -185,14 +190,17 @@ def test_a_wide_task_runs_alone() -> None:
 def test_of_tasks_that_hold_the_gil_one_runs_here() -> None:
     d = Driver()
     d.know("gil", HOLDS)
-    assert d.submit([()] * 3, families="gil", outputs=range(3)) == [here(1, 100, quick=False)]
-    assert d(ran(1, 100)) == [here(1, 101, quick=False)]
+    assert d.submit([()] * 3, families="gil", outputs=range(3)) == [here(1, 100, quick=False, measured=False)]
+    assert d(ran(1, 100)) == [here(1, 101, quick=False, measured=False)]
 
 
 def test_many_that_hold_the_gil_have_workers_started() -> None:
     d = Driver()
     d.know("gil", HOLDS, 0.01)
-    assert d.submit([()] * 90, families="gil", outputs=range(90)) == [here(CALLER, 100, quick=False), c.Launch((1,))]
+    assert d.submit([()] * 90, families="gil", outputs=range(90)) == [
+        here(CALLER, 100, quick=False, measured=False),
+        c.Launch((1,)),
+    ]
     (run,) = d(e.WorkerStarted(1))
     assert isinstance(run, c.RunAt)
     assert run.tasks[0] == 101
@@ -215,7 +223,7 @@ def test_lane_threads_leaves_the_caller_alone() -> None:
 def test_lane_inline_runs_everything_in_the_caller() -> None:
     d = Driver()
     d.know("wide", WIDE, 0.001)
-    assert d.submit([()] * 2, "inline", families="wide", outputs=range(2)) == [here(CALLER, 100, 101)]
+    assert d.submit([()] * 2, "inline", families="wide", outputs=range(2)) == [here(CALLER, 100, 101, measured=True)]
 
 
 def test_no_more_than_the_limit_are_engaged() -> None:
@@ -258,7 +266,7 @@ def test_any_number_of_nested_callers_goes_on() -> None:
         commands = d.submit(
             [()], families=("wide", "gil")[depth % 2], job=depth, base=100 * depth, caller=-depth, nested=True, limit=1
         )
-        assert commands == [here(-depth, 100 * depth, quick=False, job=depth)]
+        assert commands == [here(-depth, 100 * depth, quick=False, measured=depth % 2 == 0, job=depth)]
     for depth in range(11, 1, -1):
         assert d(ran(-depth, 100 * depth)) == [c.FinishJob(depth)]
 
@@ -444,14 +452,17 @@ def test_in_lane_auto_everything_runs_here_when_no_worker_can_be_started() -> No
     assert d(e.WorkerDied(1, None)) == [c.Launch((2,))]
     assert d(e.WorkerDied(2, None)) == [c.Launch((3,))]
     assert d(e.WorkerDied(3, None)) == []
-    assert d(ran(1, 100)) == [here(1, 101, quick=False)]
+    assert d(ran(1, 100)) == [here(1, 101, quick=False, measured=False)]
 
 
 def test_a_task_that_took_down_a_worker_never_runs_here() -> None:
     d = Driver()
     d.start_workers(1)
     d.know("gil", HOLDS)
-    assert d.submit([(), ()], families="gil", outputs=[0, 1]) == [here(1, 100, quick=False), c.RunAt(1, [101])]
+    assert d.submit([(), ()], families="gil", outputs=[0, 1]) == [
+        here(1, 100, quick=False, measured=False),
+        c.RunAt(1, [101]),
+    ]
     assert d(e.WorkerDied(1, 101)) == [c.Launch((2,))]
     assert d(ran(1, 100)) == []
     for worker in (2, 3):
@@ -497,11 +508,11 @@ def test_what_cannot_be_pickled_runs_here_in_lane_auto() -> None:
     d.start_workers(1)
     d.know("gil", HOLDS)
     commands = d.submit([()] * 2, families="gil", outputs=range(2))
-    assert commands == [here(1, 100, quick=False), c.RunAt(1, [101])]
+    assert commands == [here(1, 100, quick=False, measured=False), c.RunAt(1, [101])]
     assert d.machine.tasks[101].family.movable
     assert d(e.TaskUnpicklable(101, 1)) == []
     assert not d.machine.tasks[101].family.movable
-    assert d(ran(1, 100)) == [here(1, 101, quick=False)]
+    assert d(ran(1, 100)) == [here(1, 101, quick=False, measured=False)]
 
 
 def test_what_cannot_be_pickled_fails_in_lane_processes_unless_it_must_stay() -> None:
@@ -598,7 +609,7 @@ def test_a_future_that_waits_for_futures_cannot_starve_them() -> None:
     d.know("gil", HOLDS)
     d.know("wide", WIDE)
     assert d(e.FutureSubmitted(1, (), "wide")) == [here(1, 1, quick=False, job=FUTURES)]
-    assert d(e.FutureSubmitted(2, (), "gil")) == [here(2, 2, quick=False, job=FUTURES)]
+    assert d(e.FutureSubmitted(2, (), "gil")) == [here(2, 2, quick=False, measured=False, job=FUTURES)]
 
 
 def test_futures_fail_when_no_worker_can_be_started() -> None:

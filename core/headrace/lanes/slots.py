@@ -14,16 +14,15 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter, process_time, thread_time
 from typing import Any, Protocol
 
 from headrace.sched.events import Span
 
-MEASURED_BATCH = 16
-"""In batches up to this size each task's CPU time is taken: its family is unknown, or known to be slow."""
-WATCH_S = 0.002
-"""How often it is looked whether a batch is stuck."""
+WATCH_S = 0.001
+"""It is not looked more often than this whether a batch is stuck: a thread that wakes slows down the others, since it
+wants the GIL."""
 
 STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
 """Only of a task this long that got less of the CPU than this is it asked whether other processes were to blame."""
@@ -47,11 +46,12 @@ class Batch:
     a batch first, and takes the slot for free while some of its tasks are in nobody's hands.
     """
 
-    __slots__ = ("began_s", "blocked", "ended", "patience_s", "pending", "reporting", "slot", "stalled")
+    __slots__ = ("began_s", "blocked", "ended", "measured", "patience_s", "pending", "reporting", "slot", "stalled")
 
-    def __init__(self, slot: int, tasks: list[int], patience_s: float = 0.0) -> None:
+    def __init__(self, slot: int, tasks: list[int], patience_s: float = 0.0, measured: bool = True) -> None:
         self.slot = slot
         self.pending = deque(tasks)
+        self.measured = measured  # whether the CPU time of each task is taken
         self.patience_s = patience_s  # after which it is stuck in a task; 0: nothing waits behind it
         self.stalled = False  # has been reported once
         self.blocked = False  # likewise
@@ -97,7 +97,7 @@ def run_batch(
     ``after`` is called after each task; what it raises is not the task's failure, and is passed on.
     """
     pending, calls, values, base = batch.pending, job.calls, job.values, job.base
-    measured = len(pending) <= MEASURED_BATCH
+    measured = batch.measured
     spans: list[Span] = []
     cpu = width = -1.0
     start = perf_counter()
@@ -174,8 +174,8 @@ class Watch:
         self._batches: set[Batch] = set()
         # Not an Event, whose lock would stay locked if Ctrl-C came in the middle of set().
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._asleep = False
-        self._stop = threading.Event()
+        self._next_s = math.inf  # when it will look again
+        self._closed = False
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()
 
@@ -183,12 +183,12 @@ class Watch:
         self._batches.add(batch)
         if self._thread is None:
             self._start()
-        if self._asleep:
+        if self._next_s > perf_counter() + batch.patience_s:
             self._wake.put(None)
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None and not self._stop.is_set():
+            if self._thread is None and not self._closed:
                 thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
                 try:
                     thread.start()
@@ -200,21 +200,29 @@ class Watch:
         self._batches.discard(batch)
 
     def close(self) -> None:
-        self._stop.set()
+        self._closed = True
         self._wake.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            if not self._batches:
-                self._asleep = True
-                if not self._batches:  # looked at again: a batch that came before saw nobody asleep
-                    self._wake.get()
-                self._asleep = False
-            if self._stop.wait(WATCH_S):
-                return
-            for batch in self._batches.copy():
-                if not batch.stalled and perf_counter() - batch.began_s > batch.patience_s:
-                    batch.stalled = True
-                    self._stalled(batch)
+        while not self._closed:
+            self._next_s = math.inf  # a batch that comes from here on wakes this thread
+            now = perf_counter()
+            next_s = min((self._look(batch, now) for batch in self._batches.copy()), default=math.inf)
+            self._next_s = next_s
+            try:
+                self._wake.get(timeout=None if next_s == math.inf else max(next_s - now, WATCH_S))
+            except Empty:
+                pass
+
+    def _look(self, batch: Batch, now: float) -> float:
+        """Reports a batch that is stuck. Returns when it should be looked at again."""
+        if batch.stalled:
+            return math.inf
+        stalls_s = (now if batch.began_s == math.inf else batch.began_s) + batch.patience_s
+        if now > stalls_s:
+            batch.stalled = True
+            self._stalled(batch)
+            return math.inf
+        return stalls_s

@@ -15,7 +15,7 @@ class RunHere:
     """Let a slot run these tasks one after the other; it ends the batch early once ``budget_s`` is used up.
 
     When one of them takes longer than ``patience_s``, what waits behind it is to be given back (``SlotStalled``); 0 if
-    nothing does.
+    nothing does. ``measured``: what their families are is not known for good: take their CPU times.
     """
 
     slot: int
@@ -23,6 +23,7 @@ class RunHere:
     tasks: list[int]
     budget_s: float
     patience_s: float
+    measured: bool
 
 
 @dataclass(slots=True)

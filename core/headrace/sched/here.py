@@ -124,15 +124,16 @@ def _may_stay(m: Machine, task: Task) -> bool:
 def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
     """Gives an idle slot its next batch, beginning with a task."""
     kind = task.family.kind
-    m.out.append(command := c.RunHere(slot.id, job.id, [task.id], 0.0, 0.0))
+    m.out.append(command := c.RunHere(slot.id, job.id, [task.id], 0.0, 0.0, kind not in PYTHON))
     task.state = HERE_QUEUED
     slot.batch = [task]
     if quick:
         job.quick_slot = slot
         _extend(m, job, slot, command.tasks)
         command.budget_s = QUICK_BUDGET_S
-        unknown = any(task.family.kind == UNKNOWN for task in slot.batch[:UNKNOWN_BATCH])
-        command.patience_s = STALLED_S if unknown else OUTLIER_S
+        kinds = {task.family.kind for task in slot.batch}
+        command.patience_s = STALLED_S if UNKNOWN in kinds else OUTLIER_S
+        command.measured = not kinds.issubset(PYTHON)
     _engage(m, job, slot, kind)
 
 
@@ -189,6 +190,11 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
             elif candidate.state == WAITING and pending.get(candidate) == candidate.waiting:
                 break
         task = candidate
+        if task.family.kind == HOLDS and job.free and job.free[0] < task.id:
+            # It makes more of something while what uses it up waits for a slot.
+            if task.state == READY:
+                heappush(heap, task.id)
+            return
         for dep in task.deps:
             if not dep.here and dep.state == DONE:  # at a worker: it must be fetched first, and not in this batch
                 if task.state == READY:

@@ -110,7 +110,7 @@ class SlotThreads:
             KeyboardInterrupt: a task raised it in the main thread: then it is the caller who was interrupted.
         """
         slot = command.slot
-        batch = Batch(slot, command.tasks, command.patience_s)
+        batch = Batch(slot, command.tasks, command.patience_s, command.measured)
         job = self._jobs.by_number.get(command.job)
         if job is None:
             return self._post(e.SlotRan(slot, [], batch.end()), slot=slot)
