@@ -14,6 +14,7 @@ the fork.
 from __future__ import annotations
 
 import enum
+import inspect
 import os
 import selectors
 import signal
@@ -23,6 +24,7 @@ from socket import socketpair
 from typing import Any, ClassVar, Final
 
 import attrs
+import psutil
 from airflow.sdk.execution_time import supervisor as stock
 from airflow.sdk.execution_time.comms import SetRenderedFields
 
@@ -36,15 +38,11 @@ NegativeSignal = enum.IntEnum("NegativeSignal", {s.name: -s.value for s in signa
 """Stock looks for the name of an exit code that is a signal."""
 
 
-class StillRuns(Exception):
-    """What the tracker raises where psutil has TimeoutExpired."""
+class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore[misc]
+    """A process that is the zygote's child: the zygote says how it ended. For stock it behaves as psutil's do."""
 
-
-class ForkedElsewhere(stock.ProcessTracker):
-    """A process that is the zygote's child: the zygote says how it ended."""
-
-    ProcessNotFound = ProcessLookupError
-    TimeoutExpired = StillRuns
+    ProcessNotFound = psutil.NoSuchProcess
+    TimeoutExpired = psutil.TimeoutExpired
 
     def __init__(self, pid: int, pid_fd: int, zygote: Channel) -> None:
         self._pid = pid
@@ -58,16 +56,28 @@ class ForkedElsewhere(stock.ProcessTracker):
         return self._pid
 
     def send_signal(self, s: signal.Signals) -> None:
-        signal.pidfd_send_signal(self._pid_fd, s)
+        try:
+            if self._pid_fd < 0:
+                raise ProcessLookupError
+            signal.pidfd_send_signal(self._pid_fd, s)
+        except ProcessLookupError:
+            raise psutil.NoSuchProcess(self._pid) from None
 
     def wait(self, timeout: float | None) -> int:
         self.hear()
         if self.code is None:
-            raise StillRuns
+            raise psutil.TimeoutExpired(timeout or 0, self._pid)
         return self.code
 
     def hear(self) -> bool:
         """Takes in what the zygote says; whether it may say more."""
+        self._take()
+        if self.code is not None and self._pid_fd >= 0:
+            os.close(self._pid_fd)
+            self._pid_fd = -1
+        return self.code is None
+
+    def _take(self) -> None:
         if self.code is None:
             for message, _ in self._zygote.receive():
                 code = message["code"]
@@ -75,7 +85,6 @@ class ForkedElsewhere(stock.ProcessTracker):
                 self.rss_bytes = message["rss_bytes"]
             if self.code is None and self._zygote.closed:
                 self.code = NegativeSignal(-signal.SIGKILL)  # the zygote was killed, and with it its children
-        return self.code is None
 
 
 class _Forked(stock.WatchedSubprocess):
@@ -117,8 +126,10 @@ class _Forked(stock.WatchedSubprocess):
             **{name: value for name, value in known.items() if name in fields},
             **constructor_kwargs,
         )
-        readers = (stdout, stderr, requests, logs)
-        process._register_pipe_readers(*readers, data={})
+        earlier: dict[str, Any] = (
+            {"data": {}} if "data" in inspect.signature(cls._register_pipe_readers).parameters else {}
+        )
+        process._register_pipe_readers(stdout, stderr, requests, logs, **earlier)
         process.selector.register(
             cls.zygote, selectors.EVENT_READ, (lambda _: tracker.hear(), _unregister(process.selector))
         )
@@ -218,7 +229,7 @@ def prepare() -> None:
 
 def run(workload: Any, server: str, zygote: Channel, daemon: Channel) -> Message:
     """Runs a workload; see ``internals.run_workload``."""
-    _Forked.zygote, _Forked.daemon = zygote, daemon
+    _Forked.zygote, _Forked.daemon, _Forked.request = zygote, daemon, {"t": "fork"}
     kind = type(workload).__name__
     if kind == "ExecuteTask":
         code = _run_task(workload, server)
@@ -232,15 +243,16 @@ def run(workload: Any, server: str, zygote: Channel, daemon: Channel) -> Message
 
 
 def _run_task(workload: Any, server: str) -> int:
-    arguments = {
+    arguments: dict[str, Any] = {
         "ti": workload.ti,
         "bundle_info": workload.bundle_info,
         "dag_rel_path": workload.dag_rel_path,
         "token": workload.token,
         "server": server,
         "log_path": workload.log_path,
-        "sentry_integration": getattr(workload, "sentry_integration", ""),
     }
+    if hasattr(workload, "sentry_integration"):
+        arguments["sentry_integration"] = workload.sentry_integration
     _coordinate(workload.ti.queue or "default")
     supervise = getattr(stock, "supervise_task", None) or stock.supervise
     return int(supervise(**arguments))
@@ -271,12 +283,13 @@ def _take_callback(workload: Any) -> None:
         "bundle": workload.bundle_info.model_dump(mode="json") if workload.bundle_info else None,
     }
     _Forked.request = {"t": "fork", "callback": request}
+    if not issubclass(callback_supervisor.CallbackSubprocess, _Forked):
 
-    @attrs.define(kw_only=True)
-    class Callback(callback_supervisor.CallbackSubprocess, _Forked):
-        pass
+        @attrs.define(kw_only=True)
+        class Callback(callback_supervisor.CallbackSubprocess, _Forked):
+            pass
 
-    callback_supervisor.CallbackSubprocess = Callback
+        callback_supervisor.CallbackSubprocess = Callback
 
 
 def run_callback(request: Message) -> None:

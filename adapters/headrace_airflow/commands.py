@@ -40,8 +40,8 @@ def status(args: Any) -> None:
         return
     limits = answer["limits"]
     _print(
-        f"daemon {answer['pid']}, up {time.time() - answer['since']:.0f} s, {answer['schedulers']} scheduler(s)"
-        + (", drained" if answer["drained"] else "")
+        f"daemon {answer['pid']}, up {time.time() - answer['since']:.0f} s, {answer['schedulers']} scheduler(s), "
+        f"{answer['supervisors']} supervisor(s)" + (", drained" if answer["drained"] else "")
     )
     _print(f"limits: {limits['cpus']:g} cpus, {limits['memory_bytes'] / 2**30:.1f} GiB, {limits['tasks']} tasks")
     for task in answer["tasks"]:

@@ -50,9 +50,9 @@ class HeadraceExecutor(BaseExecutor):
     is_production = True
     serve_logs = True
     supports_ad_hoc_ti_run = True
-    supports_callbacks = True
+    supports_callbacks = internals.has_module("airflow.sdk.execution_time.callback_supervisor")
     supports_multi_team = True
-    supports_connection_test = True
+    supports_connection_test = internals.has_module("airflow.sdk.execution_time.connection_test_supervisor")
     pre_assigns_external_executor_id: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -100,7 +100,10 @@ class HeadraceExecutor(BaseExecutor):
         self.log.info("Connected to the Headrace daemon in %s", self.place)
 
     def end(self) -> None:
-        """Waits for what runs, then lets the daemon be."""
+        """Waits for what runs, unless ``[headrace] at_end`` says otherwise; then lets the daemon be."""
+        if self.settings.at_end == "detach":
+            self.terminate()
+            return
         self._draining = True
         self.log.info("Waiting for %d running workloads; signal again not to wait", len(self._keys))
         while self._keys and self._daemon is not None:
@@ -122,7 +125,7 @@ class HeadraceExecutor(BaseExecutor):
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
-            key = workload.key
+            key = workload.key if hasattr(workload, "key") else workload.ti.key  # before 3.2
             (
                 self.queued_tasks.pop(key, None)
                 or getattr(self, "queued_callbacks", {}).pop(key, None)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -20,6 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from headrace_airflow.wire import Channel, Message
+
+
+def has_module(name: str) -> bool:
+    """Whether this Airflow has a module."""
+    return importlib.util.find_spec(name) is not None
 
 
 class NeedsSupervisor(BaseException):
@@ -208,12 +215,26 @@ def run_task(message: Message, fds: list[int]) -> NoReturn:
 
     from headrace_airflow import rendering
 
+    _end_on_sigterm()
     requests, stdout, stderr, log_fd = fds
     if hasattr(task_runner, "_serialize_template_field"):
         task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
     sockets = [socket.socket(fileno=fd) for fd in (requests, stdout, stderr)]
     supervisor._fork_main(*sockets, log_fd, _target(message))
     os._exit(124)  # it never returns
+
+
+def _end_on_sigterm() -> None:
+    """A task whose operator has no ``on_kill`` of its own ends when it is told to.
+
+    Stock calls the empty ``on_kill`` and has the task go on, to be killed 5 s later.
+    """
+    from airflow.sdk import BaseOperator
+
+    def on_kill(self: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    BaseOperator.on_kill = on_kill
 
 
 def _target(message: Message) -> Callable[[], None]:

@@ -106,6 +106,7 @@ def main(fd: int, parent: int) -> None:
     internals.prepare_origin()
     if (threads := processes.threads_of_this_process()) != 1:
         sys.stderr.write(f"headrace: importing Airflow started {threads - 1} thread(s); forking all the same\n")
+    processes.set_title("headrace origin")
     gc.collect()
     gc.freeze()
     daemon = Channel(socket.socket(fileno=fd))

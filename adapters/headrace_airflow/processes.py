@@ -64,6 +64,15 @@ def close_all_but(keep: set[int]) -> None:
     os.closerange(previous + 1, os.sysconf("SC_OPEN_MAX"))
 
 
+def set_title(title: str) -> None:
+    """What process listings show of this process; nothing where setproctitle is not installed."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(title)
+
+
 def exit_code(status: int) -> int:
     """A wait status as Python's subprocess has it: a negative signal, or the exit code."""
     return os.waitstatus_to_exitcode(status)
@@ -81,7 +90,7 @@ def describe(code: int) -> str:
 
 def kill_group(pid: int) -> None:
     """Kills the process group that a task leads, and the task itself if it has none yet."""
-    for kill in (os.killpg, os.kill):
+    for kill in (os.killpg, os.kill):  # the first may come before the group is made
         try:
             kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

@@ -29,6 +29,8 @@ class Settings:
         zygotes: how many parsed DAG files are held.
         linger_s: the daemon ends when it has had neither a scheduler nor a task for this long.
         close_gap: whether the scheduler is woken when a task ends, instead of at the end of its idle sleep.
+        at_end: what a scheduler that is told to end does with what runs: ``drain`` waits for it, as stock does;
+            ``detach`` leaves it to the scheduler that comes next.
         directory: where the daemon's socket is; default: a folder of the user's in the temporary directory.
     """
 
@@ -40,6 +42,7 @@ class Settings:
     zygotes: int = 16
     linger_s: float = 60.0
     close_gap: bool = True
+    at_end: str = "drain"
     directory: str = ""
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class Settings:
         for name in ("patience_s", "zygote_idle_s", "linger_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"[headrace] {name} must not be negative, not {getattr(self, name)!r}")
+        if self.at_end not in ("drain", "detach"):
+            raise ConfigError(f"[headrace] at_end must be drain or detach, not {self.at_end!r}")
 
 
 _NAMES: Final = {
@@ -64,6 +69,7 @@ _NAMES: Final = {
     "zygotes": "zygotes",
     "linger": "linger_s",
     "close_gap": "close_gap",
+    "at_end": "at_end",
     "directory": "directory",
 }
 

@@ -1,6 +1,6 @@
-"""A supervisor: runs one workload. It holds the token and talks to the API server; it runs no user code.
+"""A supervisor: runs one workload after another. It holds their tokens, talks to the API server, runs no user code.
 
-daemon ──{"t": "run", workload, server} + zygote's socket──▶ supervisor
+daemon ──{"t": "run", name, workload, server} + zygote's socket──▶ supervisor
 daemon ◀──{"t": "started", pid} / {"t": "reported", state} / {"t": "ended", ok, info}── supervisor
 daemon ──{"t": "look"}──▶ supervisor: ask the API server now whether the task shall go on
 """
@@ -12,7 +12,7 @@ import socket
 import traceback
 
 from headrace_airflow import internals, processes
-from headrace_airflow.wire import Channel
+from headrace_airflow.wire import Channel, Message
 
 
 class NotStarted(Exception):
@@ -20,20 +20,25 @@ class NotStarted(Exception):
 
 
 def main(daemon: Channel) -> None:
-    """A supervisor's whole life."""
+    """A supervisor's whole life: until the daemon needs it no longer."""
     processes.hide_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    received = daemon.wait()
-    if received is None:
-        return
-    message, (fd,) = received
-    zygote = Channel(socket.socket(fileno=fd))
+    while (received := daemon.wait()) is not None:
+        message, fds = received
+        if message["t"] == "run":
+            processes.set_title(f"headrace supervisor: {message['name']}")
+            zygote = Channel(socket.socket(fileno=fds[0]))
+            daemon.send({"t": "ended", **_run(message, zygote, daemon)})
+            daemon.drain(10.0)
+            zygote.close()
+            processes.set_title("headrace supervisor: idle")
+
+
+def _run(message: Message, zygote: Channel, daemon: Channel) -> Message:
     try:
-        ended = {"t": "ended", **internals.run_workload(message, zygote, daemon)}
+        return internals.run_workload(message, zygote, daemon)
     except NotStarted:
-        ended = {"t": "ended", "started": False}
+        return {"started": False}
     except Exception as error:
         traceback.print_exc()
-        ended = {"t": "ended", "ok": False, "info": f"{type(error).__name__}: {error}"}
-    daemon.send(ended)
-    daemon.drain(10.0)
+        return {"ok": False, "info": f"{type(error).__name__}: {error}"}

@@ -35,6 +35,8 @@ class Channel:
         self._socket = sock
         self._read = bytearray()
         self._fds: deque[int] = deque()
+        self._early: list[tuple[Message, list[int]]] = []
+        """What came in together with the message that somebody waited for."""
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self.closed = False
         """The peer is gone, or broke the protocol; what it sent before was still handed out."""
@@ -43,9 +45,9 @@ class Channel:
         return self._socket.fileno()
 
     @property
-    def unsent(self) -> bool:
-        """Whether ``flush`` should be called when the socket takes more."""
-        return bool(self._unsent)
+    def unsent(self) -> int:
+        """How many messages wait for ``flush``, to be called when the socket takes more."""
+        return len(self._unsent)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Sends, or keeps for ``flush``, a message. The descriptors are copied: the caller's remain the caller's."""
@@ -97,7 +99,7 @@ class Channel:
         return self._complete()
 
     def _complete(self) -> list[tuple[Message, list[int]]]:
-        found: list[tuple[Message, list[int]]] = []
+        found, self._early = self._early, []
         while len(self._read) >= _HEAD.size:
             length, count = _HEAD.unpack_from(self._read)
             if length > MOST_BYTES or count > _MOST_FDS:
@@ -113,20 +115,18 @@ class Channel:
         return found
 
     def wait(self, timeout_s: float | None = None) -> tuple[Message, list[int]] | None:
-        """Blocks for one message. ``None``: the peer is gone, or the time is over.
-
-        For peers that speak in turns: if several messages are there, the others are lost to no one, but raise.
-        """
-        while not self.closed:
+        """Blocks for one message; others are left to ``receive``. ``None``: the peer is gone, or the time is over."""
+        while True:
+            if found := self.receive():
+                first, *self._early = found
+                return first
+            if self.closed:
+                return None
             poll = select.poll()
             poll.register(self, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             if not poll.poll(None if timeout_s is None else timeout_s * 1000):
                 return None
             self.flush()
-            if found := self.receive():
-                (only,) = found
-                return only
-        return None
 
     def drain(self, timeout_s: float) -> None:
         """Blocks until all is sent, the peer is gone, or for so long."""
@@ -141,8 +141,9 @@ class Channel:
         """Closes the socket and every descriptor that was not handed out."""
         self.closed = True
         self._drop_unsent()
-        _close(self._fds)
+        _close([*self._fds, *(fd for _, fds in self._early for fd in fds)])
         self._fds.clear()
+        self._early.clear()
         self._socket.close()
 
     def _drop_unsent(self) -> None:

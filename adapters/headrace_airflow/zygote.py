@@ -112,6 +112,9 @@ class Zygote:
         child = self._children.pop(pid_fd)
         self._selector.unregister(pid_fd)
         os.close(pid_fd)
+        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        if ended is not None and ended.si_code != os.CLD_EXITED:
+            processes.kill_group(child.pid)  # it was killed: what it had started in its group has nobody any more
         _, status, usage = os.wait4(child.pid, 0)
         code = processes.exit_code(status)
         child.supervisor.send({"t": "exit", "code": code, "rss_bytes": usage.ru_maxrss * 1024})
@@ -124,6 +127,7 @@ def main(daemon: Channel) -> None:
         return
     internals.forbid_database()
     message, _ = received
+    processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
     if message["file"] is not None:
         sources, unfit = _parse(*message["file"])
         daemon.send({"t": "parsed", "sources": sources, "unfit": unfit})
