@@ -95,6 +95,17 @@ def test_the_last_words_of_a_peer_are_heard() -> None:
     theirs.close()
 
 
+def test_what_comes_together_is_taken_one_by_one() -> None:
+    ours, theirs = channels()
+    for number in range(3):
+        ours.send({"n": number})
+    assert theirs.wait(1) == ({"n": 0}, [])
+    assert theirs.wait(1) == ({"n": 1}, [])
+    assert theirs.receive() == [({"n": 2}, [])]
+    ours.close()
+    theirs.close()
+
+
 def test_waiting_ends() -> None:
     ours, theirs = channels()
     assert theirs.wait(0.01) is None

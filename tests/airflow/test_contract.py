@@ -1,0 +1,239 @@
+"""What HeadraceExecutor promises and LocalExecutor does not keep, each on a real Airflow, with real SIGKILLs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from headrace.testing import wait_until
+
+DAGS = Path(__file__).parent / "executor_dags"
+QUICK = {
+    # A scheduler that is gone counts as gone after 5 s, and those after it look at once.
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "5",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+}
+
+pytestmark = pytest.mark.shares_runtime
+
+
+@pytest.fixture(scope="module")
+def airflow(make_shared_airflow: Callable[..., Any]) -> Any:
+    return make_shared_airflow("sqlite", dags=DAGS, settings=QUICK)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where tasks of a run say what they do; the gate opens when the test ends, so that none waits for ever."""
+    yield tmp_path
+    (tmp_path / "gate").touch()
+
+
+def said(folder: Path, count: int = 1) -> list[str]:
+    """Waits until so many lines have been said, and returns all."""
+
+    def lines() -> list[str]:
+        path = folder / "said"
+        return path.read_text().splitlines() if path.exists() else []
+
+    wait_until(lambda: len(lines()) >= count, timeout_s=90)
+    return lines()
+
+
+def pid_in(line: str) -> int:
+    found = re.search(r"pid (\d+)", line)
+    assert found
+    return int(found[1])
+
+
+def is_gone(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    return True
+
+
+def processes_of(airflow: Any, title: str) -> list[psutil.Process]:
+    """The processes whose title or command has these words."""
+    found = []
+    for pid in airflow.family.pids():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(psutil.Process(pid).cmdline()):
+                found.append(psutil.Process(pid))
+    return found
+
+
+def daemon_of(airflow: Any) -> psutil.Process:
+    (daemon,) = processes_of(airflow, "headrace_airflow.daemon")
+    return daemon
+
+
+def origin_of(airflow: Any) -> psutil.Process:
+    (origin,) = processes_of(airflow, "headrace origin")
+    return origin
+
+
+def supervisor_of(airflow: Any, run: Any) -> psutil.Process:
+    (supervisor,) = processes_of(airflow, f"headrace supervisor: {run.dag_id}.")
+    return supervisor
+
+
+class TestSchedulerKilled:
+    def test_the_same_try_goes_on_and_nothing_runs_twice(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated", {"folder": str(folder), "count": 3})
+        begun = said(folder, 3)
+        airflow.kill("scheduler")
+        airflow.start("scheduler")
+        wait_until(lambda: owners(airflow, run) == {newest_scheduler(airflow)}, timeout_s=60)
+        assert {task.state for task in airflow.tasks(run) if task.task_id == "work"} == {"running"}
+        (folder / "gate").touch()
+        assert airflow.wait(run).state == "success"
+        assert said(folder) == begun
+        assert {(task.state, task.try_number) for task in airflow.tasks(run)} == {("success", 1)}
+        assert airflow.xcom(run, "total") == 3
+
+    def test_what_ended_while_there_was_none_counts(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated", {"folder": str(folder), "count": 2})
+        begun = said(folder, 2)
+        airflow.kill("scheduler")
+        (folder / "gate").touch()
+        for line in begun:
+            wait_until(lambda line=line: is_gone(pid_in(line)), timeout_s=60)
+        airflow.start("scheduler")
+        assert airflow.wait(run).state == "success"
+        assert said(folder) == begun
+        assert {(task.state, task.try_number) for task in airflow.tasks(run)} == {("success", 1)}
+
+
+def rows(airflow: Any, query: str, **values: str) -> list[Any]:
+    """What the database says."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(airflow.database_url, poolclass=sqlalchemy.pool.NullPool)
+    with engine.connect() as connection:
+        return list(connection.execute(sqlalchemy.text(query), values))
+
+
+def newest_scheduler(airflow: Any) -> int:
+    """The id of its job."""
+    return int(rows(airflow, "SELECT max(id) FROM job WHERE job_type = 'SchedulerJob'")[0][0])
+
+
+def owners(airflow: Any, run: Any) -> set[int]:
+    """The schedulers that the tasks which run belong to."""
+    query = "SELECT queued_by_job_id FROM task_instance WHERE run_id = :run AND state = 'running'"
+    return {row[0] for row in rows(airflow, query, run=run.run_id)}
+
+
+class TestProcessKilled:
+    def test_the_task(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_once", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        airflow.wait_for_task(run, "work", {"failed"})
+        assert time.monotonic() - killed < 5
+        assert airflow.wait(run).state == "failed"
+        log = airflow.log(run, "work")
+        assert "killed by SIGKILL" in log
+        assert re.search(r"peak_memory_mib=\d\d", log)
+
+    def test_the_supervisor(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        supervisor_of(airflow, run).kill()
+        wait_until(lambda: is_gone(pid), timeout_s=5)
+        lines = said(folder, 2)
+        assert [line.split(" pid")[0] for line in lines] == ["try 1", "try 2"]
+        assert airflow.wait(run).state == "success"
+
+    def test_the_zygote(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        zygote = psutil.Process(pid).parent()
+        assert zygote is not None
+        zygote.kill()
+        wait_until(lambda: is_gone(pid), timeout_s=5)
+        said(folder, 2)
+        assert airflow.wait(run).state == "success"
+
+    def test_the_origin(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        origin_of(airflow).kill()
+        wait_until(lambda: is_gone(pid), timeout_s=5)
+        said(folder, 2)
+        assert airflow.wait(run).state == "success"
+
+    def test_the_daemon(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        daemon = daemon_of(airflow)
+        below = daemon.children(recursive=True)
+        daemon.kill()
+        for process in below:
+            wait_until(lambda process=process: is_gone(process.pid), timeout_s=10)
+        assert is_gone(pid)
+        said(folder, 2)
+        assert airflow.wait(run).state == "success"
+        assert daemon_of(airflow) != daemon
+
+    def test_by_itself(self, airflow: Any) -> None:
+        run = airflow.run("kills_itself")
+        assert run.state == "failed"
+        assert airflow.task(run, "die").duration_s < 3
+
+
+class TestMarkedFailed:
+    def mark(self, airflow: Any, run: Any, task_id: str) -> None:
+        path = f"{run.path}/taskInstances/{task_id}"
+        airflow.api.request("PATCH", path, json={"new_state": "failed"})
+
+    def test_ends_the_process_soon(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_once", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        self.mark(airflow, run, "work")
+        marked = time.monotonic()
+        wait_until(lambda: is_gone(pid), timeout_s=10)
+        assert time.monotonic() - marked < 4  # about 1 s, but for a busy machine
+        assert airflow.wait(run).state == "failed"
+
+    def test_on_kill_is_called(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("tidies", {"folder": str(folder)})
+        line = said(folder)[0]
+        self.mark(airflow, run, "tidy")
+        wait_until(lambda: is_gone(pid_in(line)), timeout_s=15)
+        assert said(folder, 2)[1] == "tidied"
+        assert is_gone(int(line.split()[1]))
+
+    def test_takes_what_bash_has_started(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("bash_sleeps", {"folder": str(folder)})
+        bash = psutil.Process(pid_in(said(folder)[0]))
+        wait_until(bash.children, timeout_s=10)
+        (sleep,) = bash.children()
+        self.mark(airflow, run, "sleep")
+        wait_until(lambda: is_gone(bash.pid) and is_gone(sleep.pid), timeout_s=15)
+
+
+class TestNeeds:
+    def test_are_kept_to(self, airflow: Any, folder: Path) -> None:
+        run = airflow.run("declares", {"folder": str(folder)})
+        lines = said(folder, 6)
+        assert [line.split()[0] for line in lines] == ["begin", "end"] * 3  # 2 of 3 cpus each: one at a time
+        assert airflow.task(run, "misspelt").state == "failed"
+        assert run.state == "failed"
+
+
+def test_a_running_tasks_log_is_there(airflow: Any, folder: Path) -> None:
+    run = airflow.trigger("gated_once", {"folder": str(folder)})
+    said(folder)
+    wait_until(lambda: "the work has begun" in airflow.log(run, "work"), timeout_s=10)
