@@ -51,7 +51,7 @@ def _reason(obj: Any, error: BaseException) -> str:
 
 def _first_bad(parts: list[Part]) -> tuple[Part, Exception] | None:
     """The first part that cannot be pickled, found by halving: a million items take twenty attempts."""
-    if _try([part for _, part in parts]) is None:
+    if not parts or _try([part for _, part in parts]) is None:
         return None
     while len(parts) > 1:
         half = parts[: len(parts) // 2]

@@ -184,8 +184,9 @@ def _look_at_imports() -> None:
             _add(kind, fn)
             _awaited.pop(names, None)
     for name, make in list(_libraries.items()):
-        if name in modules and not _is_being_imported(modules[name]):
-            _ours.update(make(modules[name]))
+        module = modules.get(name)  # None also stands there for what must not be imported
+        if module is not None and not _is_being_imported(module):
+            _ours.update(make(module))
             _libraries.pop(name, None)
             _made = None
 
