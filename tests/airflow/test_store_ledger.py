@@ -219,8 +219,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def known(self) -> list[str]:
         return sorted(self.slots.keys() - self.erased)
 
-    @rule(run=st.sampled_from("rs"), key=st.sampled_from("ab"), size=st.integers(0, 130))
-    def put(self, run: str, key: str, size: int) -> None:
+    @rule(run=st.sampled_from("rs"), key=st.sampled_from("ab"), size=st.integers(0, 130), kept=st.booleans())
+    def put(self, run: str, key: str, size: int, kept: bool) -> None:
         self.count += 1
         id, slot = f"o{self.count}", Slot("dag", run, "task", -1, key)
         place, commands = self.ledger.reserved(1, size)
@@ -232,6 +232,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.deleted.setdefault(other, self.now_s)
         self.slots[id], self.used_s[id] = slot, self.now_s
         self.perform(list(self.ledger.put(id, slot, size, place, self.now_s)))
+        if kept:
+            self.writing.discard(id)
+            self.copies.add(id)
+            self.ledger.written(id)
 
     @precondition(lambda self: self.writing)
     @rule(data=st.data(), works=st.booleans())
