@@ -54,7 +54,15 @@ def kill_store(store: StoreClient) -> None:
     status = store.ask("status")
     if status is not None:
         os.kill(status["pid"], signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(status["pid"]), "the store's death")
+        wait_until(lambda: is_dead(status["pid"]), "the store's death")
+
+
+def is_dead(pid: int) -> bool:
+    """Also if whoever adopted it has not looked after it yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.parametrize("dag_id", ["mapped", "over_one_value", "arguments", "outputs", "classes", "teardown"])
