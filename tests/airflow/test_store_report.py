@@ -1,20 +1,13 @@
-"""What operators see of a store; its settings; and values of dask passed through it."""
+"""What operators see of a store, and its settings."""
 
 from __future__ import annotations
 
 import os
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.store.pickling import pack, unpack
-from headrace.testing import wait_until
-from headrace_airflow.store.client import StoreClient
-from headrace_airflow.store.ledger import Slot
 from headrace_airflow.store.report import by_run, render
 from headrace_airflow.store.settings import StoreSettings, from_options, memory_limit_bytes, parse_bytes
 
@@ -98,35 +91,3 @@ def test_bad_options_are_named(options: dict[str, str]) -> None:
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_bytes("x", text) == size
-
-
-# dask
-
-
-def test_a_persisted_collection_is_copied_once_and_read_in_place(tmp_path: Path) -> None:
-    import dask.array as da
-
-    import headrace_dask
-
-    settings = StoreSettings(str(tmp_path / "node"), str(tmp_path / "xcom"), str(tmp_path / "spill"), 1 << 30)
-    collection = da.random.default_rng(0).random((2000, 1000), chunks=(500, 1000)).persist(scheduler=headrace_dask.get)
-    with closing(StoreClient(settings)) as client:
-        record = client.put(Slot("dag", "run", "task", -1, "key"), pack(collection), "dask.array", "")
-        assert collection.nbytes < record["bytes"] < 1.02 * collection.nbytes
-        data, *buffers = client.get(record)
-        found = unpack(data, buffers)
-        block = found.blocks[0, 0].compute(scheduler=headrace_dask.get)
-        assert is_of_store(block.__array_interface__["data"][0])
-        assert bool((found == collection).all().compute(scheduler=headrace_dask.get))
-        status = client.ask("status")
-        client.ask("end")
-    assert status is not None
-    wait_until(lambda: not psutil.pid_exists(status["pid"]), "the service's end")
-
-
-def is_of_store(address: int) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        first, _, last = line.split()[0].partition("-")
-        if int(first, 16) <= address < int(last, 16):
-            return "headrace-xcom" in line
-    return False
