@@ -62,6 +62,7 @@ class TestDemo:
         values = {
             "dag_id": "d",
             "state": "success",
+            "why": "",
             "makespan_s": 8.0,
             "tasks": {"a": ("success", 1), "b": ("success", 1)},
             "results": {"b": [1, 2]},
@@ -79,7 +80,7 @@ class TestDemo:
             ({"tasks": {"a": ("success", 1), "b": ("success", 2)}}, "! d: other states or tries of b"),
             ({"tasks": {"a": ("success", 1)}}, "! d: other states or tries of b"),
             ({"results": {"b": [1, 3]}}, "! d: b is [1, 3], not [1, 2]"),
-            ({"state": "failed"}, "! d ended as failed"),
+            ({"state": "failed", "why": "no luck"}, "! d ended as failed: no luck"),
         ],
     )
     def test_finds_what_differs(self, changes: dict[str, Any], fault: str) -> None:

@@ -44,4 +44,4 @@ def test_the_flights_come_to_the_same_through_files_and_through_memory(examples:
     delays = examples.xcom(in_memory, "delays")
     assert sum(count for count, _mean, _late in delays.values()) == 327_346
     assert delays["HA"][:2] == [342, -6.915205]
-    assert len(examples.xcom(in_memory, "report")) == 15
+    assert len(examples.xcom(in_memory, "report")) == 8

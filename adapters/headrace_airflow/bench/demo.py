@@ -20,6 +20,8 @@ from headrace_airflow.bench.databases import Sqlite
 from headrace_airflow.bench.workloads import STOCK, VARIANTS, Variant
 
 HEADRACE = VARIANTS[-1]
+PATIENT = {"AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300"}
+"""Stock imports pandas and scikit-learn anew in every task; on a busy machine that is too slow for Airflow's 30 s."""
 WIDTH = 24
 
 
@@ -54,6 +56,7 @@ class Outcome:
 
     dag_id: str
     state: str
+    why: str
     makespan_s: float
     tasks: Mapping[str, tuple[str | None, int]]
     results: Mapping[str, Any]
@@ -83,7 +86,10 @@ def play(variant: Variant, dags: Path) -> dict[str, Outcome]:
     with (
         Sqlite() as databases,
         RealAirflow(
-            databases, executor=variant.executor, settings=variant.settings, components=("api-server", "dag-processor")
+            databases,
+            executor=variant.executor,
+            settings={**PATIENT, **variant.settings},
+            components=("api-server", "dag-processor"),
         ) as airflow,
     ):
         for file in sorted(dags.glob("airflow_*.py")):
@@ -103,7 +109,8 @@ def _run(airflow: RealAirflow, dag_id: str, results: Sequence[str]) -> Outcome:
     run = airflow.run(dag_id, timeout_s=600)
     tasks = {task.name: (task.state, task.try_number) for task in airflow.tasks(run)}
     values = {name: airflow.xcom(run, name) for name in results} if run.state == "success" else {}
-    return Outcome(dag_id, run.state, run.makespan_s, tasks, values)
+    why = "" if run.state == "success" else airflow.why(run)
+    return Outcome(dag_id, run.state, why, run.makespan_s, tasks, values)
 
 
 def compare(stock: Mapping[str, Outcome], headrace: Mapping[str, Outcome]) -> list[str]:
@@ -111,7 +118,9 @@ def compare(stock: Mapping[str, Outcome], headrace: Mapping[str, Outcome]) -> li
     faults = []
     for dag_id, ours in headrace.items():
         theirs = stock[dag_id]
-        faults += [f"! {run.dag_id} ended as {run.state}" for run in (theirs, ours) if run.state != "success"]
+        faults += [
+            f"! {run.dag_id} ended as {run.state}: {run.why}" for run in (theirs, ours) if run.state != "success"
+        ]
         if ours.tasks != theirs.tasks:
             differing = {
                 name for name in {*ours.tasks, *theirs.tasks} if ours.tasks.get(name) != theirs.tasks.get(name)
