@@ -154,12 +154,12 @@ class Task(stock.ActivitySubprocess, _Forked):
 
     def _on_child_started(self, **kwargs: Any) -> None:
         stock.ActivitySubprocess._on_child_started(self, **kwargs)
-        self._last_heartbeat_attempt = time.monotonic()
+        self._last_heartbeat_attempt = time.monotonic()  # type: ignore[misc]  # a slot of the stock class
         self.selector.register(self.daemon, selectors.EVENT_READ, (self._listen, _unregister(self.selector)))
 
     def _listen(self, daemon: Channel) -> bool:
         if daemon.receive():
-            self._last_heartbeat_attempt = 0.0
+            self._last_heartbeat_attempt = 0.0  # type: ignore[misc]
         return not daemon.closed
 
     def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:

@@ -42,7 +42,7 @@ bundle. So the same file has another name after a change, or on another host."""
 _COMPARED_BYTES: Final = 1 << 20
 
 
-class HeadraceXCom(BaseXCom):  # type: ignore[misc]  # Airflow is taken as untyped
+class HeadraceXCom(BaseXCom):
     """See the module."""
 
     @staticmethod
