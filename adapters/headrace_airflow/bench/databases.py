@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from headrace_airflow.bench.processes import Family, Process
@@ -49,7 +48,7 @@ class Database(Protocol):
 
     def __enter__(self) -> Database: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
+    def __exit__(self, *unused: object) -> None: ...
 
 
 class Sqlite:
@@ -113,13 +112,11 @@ class Postgres:
             self._make_cluster()
             self.start()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *unused: object) -> None:
         try:
             self.stop()
         finally:

@@ -64,7 +64,9 @@ class Outcome:
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0 if both executors came to the same states and results, otherwise 1."""
-    parser = argparse.ArgumentParser(prog="python -m headrace_airflow.bench.demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m headrace_airflow.bench.demo", description="Runs the same DAGs on both."
+    )
     parser.add_argument("dags", type=Path, help="the folder with the DAGs")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     options = parser.parse_args(argv)
