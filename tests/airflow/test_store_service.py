@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -407,6 +408,25 @@ def test_a_forked_child_has_its_own_connection(settings: StoreSettings, client: 
     assert os.read(ours, 1) == b"y"
     os.close(ours)
     assert get(client, record) == parts[1]
+
+
+def test_a_request_that_a_signal_cuts_short_does_not_spoil_the_next(client: StoreClient) -> None:
+    first, second = put(client, "first"), put(client, "second", SLOT._replace(key="second"))
+    service = psutil.Process(status(client)["pid"])
+
+    def time_is_over(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("as execution_timeout does it")
+
+    before = signal.signal(signal.SIGALRM, time_is_over)
+    service.suspend()
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(TimeoutError):
+            get(client, first)
+    finally:
+        service.resume()
+        signal.signal(signal.SIGALRM, before)
+    assert get(client, second) == "second"
 
 
 def test_what_a_dead_task_reserved_is_given_back(settings: StoreSettings, client: StoreClient) -> None:

@@ -229,8 +229,12 @@ class StoreClient:
         closed = []
         while self._closed:
             closed.append(self._closed.popleft())
-        channel.send({**message, "closed": closed} if closed else message)
-        found = channel.wait()
+        try:
+            channel.send({**message, "closed": closed} if closed else message)
+            found = channel.wait()
+        except BaseException:  # a timeout's signal, for example: the answer must not be taken for the next request's
+            self._hang_up()
+            raise
         if found is None:
             self._hang_up()
             raise _Gone("it ended during a request")
