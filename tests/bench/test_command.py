@@ -30,7 +30,7 @@ def test_version_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
     assert "status" in shown
     assert "bench     compares schedulers" in shown
     assert cli.main(["nosuch"]) == 2
-    assert "no command 'nosuch'; there are: bench, status" in capsys.readouterr().err
+    assert "no command 'nosuch'; there are: bench, bench-airflow, status" in capsys.readouterr().err
 
 
 def test_only_the_command_that_is_asked_for_is_imported() -> None:

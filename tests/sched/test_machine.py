@@ -487,7 +487,7 @@ def test_lost_inputs_are_made_again_released_ones_too() -> None:
 
 def test_a_lost_chain_of_a_hundred_thousand_is_made_again() -> None:
     d = Driver()
-    d.machine.check = False  # once at the end is enough: it looks at everything
+    d.machine.verify = None  # once at the end is enough: it looks at everything
     size = 100_000
     d.start_workers(1)
     d.know("f", QUICK, 1e-7)

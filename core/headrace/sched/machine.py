@@ -23,7 +23,6 @@ from typing import Any
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched import here, jobs, placement, workers
-from headrace.sched.check import CheckedTask, verify
 from headrace.sched.jobs import FUTURES
 from headrace.sched.log import Entry, Log
 from headrace.sched.policy import QUICK, Family
@@ -49,8 +48,7 @@ class Machine:
         idle_timeout_s: float = 60.0,
         check: bool = False,
     ) -> None:
-        self.task_type = CheckedTask if check else Task
-        self.check = check
+        self.task_type, self.verify = _checks() if check else (Task, None)
         self.cores = cores
         self.inline_below_s = inline_below_s
         self.ahead_s = ahead_s
@@ -115,8 +113,8 @@ class Machine:
             out[:0] = [c.Release(tasks, places) for places, tasks in self.releases.items()]
             self.releases = {}
         self.log.append(now, event, out)
-        if self.check:
-            verify(self)
+        if self.verify is not None:
+            self.verify(self)
         return out
 
     def quick_s(self, families: Iterable[Hashable]) -> float | None:
@@ -135,6 +133,12 @@ class Machine:
     def story(self, task: int) -> list[Entry]:
         """What became of a task, and why, as far as it is remembered."""
         return self.log.story(task)
+
+
+def _checks() -> tuple[type[Task], Callable[[Machine], None]]:
+    from headrace.sched.check import CheckedTask, verify  # only tests need it
+
+    return CheckedTask, verify
 
 
 _HANDLERS: dict[type, Callable[[Machine, Any], None]] = {
