@@ -113,7 +113,14 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **_NO_DATABASE}
 
 
-def connect_or_launch(place: Path, settings: Settings, log_file: Path, role: str, timeout_s: float = 30.0) -> Channel:
+def connect_or_launch(
+    place: Path,
+    settings: Settings,
+    log_file: Path,
+    role: str,
+    timeout_s: float = 30.0,
+    environ: Mapping[str, str] | None = None,
+) -> Channel:
     """A connection to the folder's daemon, which is started if there is none. Blocks until it listens.
 
     Raises:
@@ -125,7 +132,7 @@ def connect_or_launch(place: Path, settings: Settings, log_file: Path, role: str
         if (channel := connect(place, role)) is not None:
             return channel
         if not running(place) and time.monotonic() - launched_at > 2.0:
-            launch(place, settings, log_file)
+            launch(place, settings, log_file, environ)
             launched_at = time.monotonic()
         time.sleep(_POLL_S)
     raise TimeoutError(f"no Headrace daemon answered within {timeout_s:.0f} s; see {log_file}")

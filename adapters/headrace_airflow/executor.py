@@ -41,6 +41,8 @@ _GATHER_S = 0.25
 _GATHER_LOOPS = 2.0
 """... and for so many times the time that a loop takes, so that a slow loop leaves the machine to the tasks."""
 _DRAIN_LOG_S = 30.0
+_STOCK_RETRIES = 5
+_RETRIES = 8
 
 
 class HeadraceExecutor(BaseExecutor):
@@ -96,7 +98,9 @@ class HeadraceExecutor(BaseExecutor):
 
     def start(self) -> None:
         """Finds or starts the daemon."""
-        self._daemon = client.connect_or_launch(self.place, self.settings, self.log_file, "scheduler")
+        self._daemon = client.connect_or_launch(
+            self.place, self.settings, self.log_file, "scheduler", environ=_environment()
+        )
         self.log.info("Connected to the Headrace daemon in %s", self.place)
 
     def end(self) -> None:
@@ -271,7 +275,7 @@ class HeadraceExecutor(BaseExecutor):
                 self._daemon.send(message)
         elif time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
             self._launched_at = time.monotonic()
-            client.launch(self.place, self.settings, self.log_file)
+            client.launch(self.place, self.settings, self.log_file, _environment())
 
     @property
     def slots_available(self) -> int:
@@ -363,9 +367,19 @@ class HeadraceExecutor(BaseExecutor):
         return commands.commands()
 
 
-def _section(configuration: Any) -> dict[str, Any] | None:
-    section = configuration.getsection("headrace")
-    return dict(section) if section else None
+def _environment() -> dict[str, str]:
+    """What tasks get. Where nobody has said how often requests to the API server are tried: for a minute or two.
+
+    Stock's five times are over in some seconds, and then a restart of the API server fails tasks.
+    """
+    retries = conf.getint("workers", "execution_api_retries", fallback=_STOCK_RETRIES)
+    more = {"AIRFLOW__WORKERS__EXECUTION_API_RETRIES": str(_RETRIES)} if retries == _STOCK_RETRIES else {}
+    return {**os.environ, **more}
+
+
+def _section(configuration: Any) -> dict[str, Any]:
+    """Our section, name by name: as a whole, Airflow shows it only where a configuration file has it."""
+    return {name: configuration.get("headrace", name, fallback=None) for name in settings.NAMES}
 
 
 def _server(configuration: Any) -> str:

@@ -20,6 +20,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
+_FORK_SAFE: Final = frozenset({"jemalloc_bg_thd"})
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,29 +41,24 @@ def hide_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def show_memory() -> None:
-    """Takes ``hide_memory`` back: a forked child that holds no secret may be debugged and profiled."""
-    _prctl(_PR_SET_DUMPABLE, 1)
-
-
 def adopt_orphans() -> None:
     """Grandchildren whose parent died become children of this process, so that it can end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def threads_of_this_process() -> int:
-    """How many threads the kernel counts, those of C libraries included."""
-    return len(os.listdir("/proc/self/task"))
+    """How many threads the kernel counts, those of C libraries included.
 
-
-def close_all_but(keep: set[int]) -> None:
-    """Closes every descriptor from 3 up that is not kept."""
-    previous = 2
-    for fd in sorted(keep):
-        if fd > previous:
-            os.closerange(previous + 1, fd)
-            previous = fd
-    os.closerange(previous + 1, os.sysconf("SC_OPEN_MAX"))
+    Without jemalloc's (pyarrow brings one): it stops its thread for a fork and starts it again, in the child too.
+    """
+    names = []
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/comm") as file:
+                names.append(file.read().strip())
+        except FileNotFoundError:  # it has just ended
+            pass
+    return sum(name not in _FORK_SAFE for name in names)
 
 
 def set_title(title: str) -> None:

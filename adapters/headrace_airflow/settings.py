@@ -60,7 +60,7 @@ class Settings:
             raise ConfigError(f"[headrace] at_end must be drain or detach, not {self.at_end!r}")
 
 
-_NAMES: Final = {
+NAMES: Final = {
     "cpus": "cpus",
     "memory": "memory_bytes",
     "tasks": "tasks",
@@ -87,7 +87,7 @@ def resolve(section: Mapping[str, Any] | None, parallelism: int) -> Settings:
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
     found: dict[str, Any] = {"tasks": parallelism}
     for name, value in (section or {}).items():
-        if (known := _NAMES.get(name)) and value not in (None, ""):
+        if (known := NAMES.get(name)) and value not in (None, ""):
             found[known] = _parse(name, kinds[known], value)
     return Settings(**found)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -237,3 +240,91 @@ def test_a_running_tasks_log_is_there(airflow: Any, folder: Path) -> None:
     run = airflow.trigger("gated_once", {"folder": str(folder)})
     said(folder)
     wait_until(lambda: "the work has begun" in airflow.log(run, "work"), timeout_s=10)
+
+
+class TestCommands:
+    def command(self, airflow: Any, *words: str) -> str:
+        command = [sys.executable, "-m", "airflow", "headrace", *words]
+        done = subprocess.run(
+            command, env=airflow.environment, cwd=airflow.home.folder, capture_output=True, text=True, timeout=90
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_status(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_once", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        status = json.loads(self.command(airflow, "status", "--json"))
+        (task,) = status["tasks"]
+        assert (task["pid"], task["state"]) == (pid, "running")
+        assert task["name"] == f"gated_once.work {run.run_id} #1"
+        assert status["schedulers"] == 1
+        assert ["dags-folder", "", "gated.py"] in [zygote["file"] for zygote in status["zygotes"]]
+        assert f"pid {pid}" in self.command(airflow, "status")
+
+    def test_drain_and_resume(self, airflow: Any, folder: Path) -> None:
+        self.command(airflow, "drain")
+        try:
+            run = airflow.trigger("gated_once", {"folder": str(folder)})
+            airflow.wait_for_task(run, "work", {"queued"})
+            wait_until(lambda: json.loads(self.command(airflow, "status", "--json"))["tasks"], timeout_s=60)
+            (task,) = json.loads(self.command(airflow, "status", "--json"))["tasks"]
+            assert task["state"] == "waiting"
+        finally:
+            self.command(airflow, "resume")
+        (folder / "gate").touch()
+        assert airflow.wait(run).state == "success"
+
+    def test_evict(self, airflow: Any) -> None:
+        airflow.run("kills_itself")
+        before = {process.pid for process in processes_of(airflow, "headrace zygote: gated.py")}
+        assert len(before) == 1
+        assert "let go" in self.command(airflow, "evict")
+        wait_until(lambda: not before & set(airflow.family.pids()), timeout_s=30)
+
+
+class TestAway:
+    def test_the_api_server_for_20_s(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated", {"folder": str(folder), "count": 2})
+        begun = said(folder, 2)
+        airflow.kill("api-server")
+        (folder / "gate").touch()
+        time.sleep(20)  # what is tested is that tasks which end meanwhile are not lost
+        airflow.start("api-server")
+        assert airflow.wait(run).state == "success"
+        assert said(folder) == begun
+
+    def test_a_scheduler_that_is_told_to_end_waits_for_its_tasks(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_once", {"folder": str(folder)})
+        said(folder)
+        scheduler = airflow.components["scheduler"]
+        scheduler.send(signal.SIGTERM)
+        log = airflow.home.logs / "scheduler.txt"
+        wait_until(lambda: "Waiting for 1 running workloads" in log.read_text(), timeout_s=60)
+        assert scheduler.is_running
+        (folder / "gate").touch()
+        wait_until(lambda: not scheduler.is_running, timeout_s=60)
+        assert airflow.task(run, "work").state == "success"
+        airflow.components.pop("scheduler")
+        airflow.start("scheduler")
+        assert airflow.wait(run).state == "success"
+
+
+def test_a_scheduler_may_leave_its_tasks_to_the_next_and_nothing_stays_for_ever(
+    make_airflow: Callable[..., Any], folder: Path
+) -> None:
+    settings = {**QUICK, "AIRFLOW__HEADRACE__AT_END": "detach", "AIRFLOW__HEADRACE__LINGER": "2"}
+    airflow = make_airflow("sqlite", dags=DAGS, settings=settings)
+    run = airflow.trigger("gated_once", {"folder": str(folder)})
+    begun = said(folder)
+    airflow.stop("scheduler")
+    assert not is_gone(pid_in(begun[0]))
+    airflow.start("scheduler")
+    (folder / "gate").touch()
+    assert airflow.wait(run).state == "success"
+    assert said(folder) == begun
+    daemon = daemon_of(airflow)
+    below = daemon.children(recursive=True)
+    airflow.stop("scheduler")
+    wait_until(lambda: all(is_gone(process.pid) for process in [daemon, *below]), timeout_s=60)
+    assert not list(airflow.home.temporary.glob("headrace-*"))
