@@ -1,14 +1,19 @@
 """What can be set of the store: one frozen object, which also travels to the service as JSON. Imports no Airflow.
 
-=========================  ===========================================================================================
-``xcom_path``              where durable copies go: a folder or an fsspec URL; default: ``$AIRFLOW_HOME/headrace/xcom``
-``xcom_storage_options``   JSON, handed to fsspec
-``xcom_former_paths``      earlier values of ``xcom_path``, comma-separated: references into them still resolve
-``xcom_memory``            bytes (``4GiB``) or a share of memory (``0.4``) for values; past it they are spilled
-``xcom_ttl``               seconds after which a run that nobody touched loses its values; 0: never
-``xcom_inline_bytes``      plain JSON up to this size stays in the database as stock
-``store_home``             folder of the service's socket; default: ``$AIRFLOW_HOME/headrace/node``
-=========================  ===========================================================================================
+========================  =============================================================================================
+``xcom_path``             where durable copies go: a folder or an fsspec URL, this deployment's alone; default:
+                          ``$AIRFLOW_HOME/headrace/xcom``
+``xcom_storage_options``  JSON, handed to fsspec
+``xcom_former_paths``     earlier values of ``xcom_path``, comma-separated: references into them still resolve
+``xcom_memory``           memory for values: ``4GiB``, or a share of all (default: ``0.4``); what is more is spilled
+``xcom_spill_path``       folder for what is spilled; default: ``$AIRFLOW_HOME/headrace/spill``
+``xcom_ttl``              seconds after which a run that nobody touched loses its values; default: 30 days; 0: never
+``xcom_warm``             seconds that a durable value stays in memory after its last use; default: 1800
+``xcom_grace``            seconds that a deleted value can still be read by who had its reference; default: 60
+``xcom_inline_bytes``     plain JSON up to this size stays in the database as stock; default: 64 KiB
+``store_home``            folder of the service's socket; default: ``$AIRFLOW_HOME/headrace/node``
+``store_idle_timeout``    seconds after which a service of its own ends without a client; default: 600
+========================  =============================================================================================
 
 They stand in ``[headrace]`` of Airflow's configuration, so in the environment as ``AIRFLOW__HEADRACE__XCOM_PATH``.
 """
