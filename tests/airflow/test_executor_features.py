@@ -178,5 +178,6 @@ class TestMisbehaviour:
         run = airflow.run("exits")
         assert run.state == "failed"
         log = airflow.log(run, "one")
-        assert "exit_code=7" in log
+        assert "Failed to import" in log
+        assert "SystemExit" in log
         (airflow.home.dags / "exits.py").unlink()
