@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from compat_suite.dags.compare import Facts, Runs
@@ -29,50 +29,65 @@ SETTINGS = {
 
 
 def play(
-    databases: Database, variant: Variant, recipe: Recipe, dag_ids: Collection[str], say: Callable[[str], None]
-) -> Runs:
+    databases: Database,
+    variant: Variant,
+    recipe: Recipe,
+    dag_ids: Collection[str],
+    say: Callable[[str], None],
+    rounds: int = 1,
+) -> list[Runs]:
     """Runs DAGs on a variant; blocks until all have ended or their time is up.
 
     Returns:
-        The facts of each. A run that was cut off has that for its only fact: what it came to depends on the clock.
+        The facts of each DAG, for each round. A run that was cut off has that for its only fact: what it came to
+        depends on the clock.
     """
     began = time.monotonic()
     with RealAirflow(databases, executor=variant.executor, settings={**SETTINGS, **variant.settings}) as airflow:
         airflow.wait_for_dags(recipe.dags, broken_too=True, timeout_s=300)
         for dag_id in recipe.dags:
             airflow.api.set_paused(dag_id, False)
-        runs, refused = _run_all(airflow, recipe, dag_ids)
+        found: list[dict[str, Facts]] = [{} for _ in range(rounds)]
+        ended = _run_all(
+            airflow, recipe, [(turn, dag_id) for turn in range(rounds) for dag_id in sorted(dag_ids)], found
+        )
         xcoms = _xcoms(airflow)
-        facts: dict[str, Facts] = {dag_id: {"state": f"refused: {why}"} for dag_id, why in refused.items()}
-        for run in runs:
-            facts[run.dag_id] = _facts(airflow, run, xcoms.get(f"{run.dag_id} {run.run_id}", {}))
-    cut_off = sum(found == {"state": CUT_OFF} for found in facts.values())
-    say(f"{variant.name}: {len(facts)} DAGs in {time.monotonic() - began:.0f} s, {cut_off} cut off")
-    return facts
+        for turn, run in ended:
+            found[turn][run.dag_id] = _facts(airflow, run, xcoms.get(f"{run.dag_id} {run.run_id}", {}))
+    cut_off = sum(facts == {"state": CUT_OFF} for runs in found for facts in runs.values())
+    say(f"{variant.name}: {rounds} × {len(dag_ids)} DAGs in {time.monotonic() - began:.0f} s, {cut_off} cut off")
+    return list(found)
 
 
-def _run_all(airflow: RealAirflow, recipe: Recipe, dag_ids: Collection[str]) -> tuple[list[DagRun], dict[str, str]]:
-    """Keeps a number of runs going until all have had their turn."""
-    waiting = sorted(dag_ids)
-    active: dict[str, tuple[DagRun, float]] = {}
-    ended: list[DagRun] = []
-    refused: dict[str, str] = {}
+def _run_all(
+    airflow: RealAirflow, recipe: Recipe, waiting: list[tuple[int, str]], found: list[dict[str, Facts]]
+) -> list[tuple[int, DagRun]]:
+    """Keeps a number of runs going until all have had their turn.
+
+    Args:
+        airflow: where they run.
+        recipe: says how long one may take.
+        waiting: (round, DAG), in the order in which they begin.
+        found: for each round, gets what is known of runs that Airflow refuses.
+    """
+    active: dict[str, tuple[int, DagRun, float]] = {}
+    ended: list[tuple[int, DagRun]] = []
     while waiting or active:
         while waiting and len(active) < AT_ONCE:
-            dag_id = waiting.pop(0)
+            turn, dag_id = waiting.pop(0)
             try:
-                run = airflow.api.trigger(dag_id, {}, _moment(recipe.logical_dates.get(dag_id)))
+                run = airflow.api.trigger(dag_id, {}, _moment(recipe.logical_dates.get(dag_id), turn))
             except ApiError as error:
-                refused[dag_id] = str(error).partition(": ")[2]
+                found[turn][dag_id] = {"state": f"refused: {str(error).partition(': ')[2]}"}
                 continue
-            active[run.run_id + dag_id] = run, time.monotonic() + recipe.limit_s
+            active[run.run_id + dag_id] = turn, run, time.monotonic() + recipe.limit_s
         unfinished = set(_unfinished(airflow))
-        for name, (run, deadline) in list(active.items()):
+        for name, (turn, run, deadline) in list(active.items()):
             if name not in unfinished or time.monotonic() > deadline:
                 del active[name]
-                ended.append(airflow.api.dag_run(run))
+                ended.append((turn, airflow.api.dag_run(run)))
         time.sleep(LOOK_S)
-    return ended, refused
+    return ended
 
 
 def _unfinished(airflow: RealAirflow) -> Iterable[str]:
@@ -105,5 +120,6 @@ def _xcoms(airflow: RealAirflow) -> dict[str, dict[str, str]]:
     return values
 
 
-def _moment(date: str | None) -> datetime | None:
-    return datetime.fromisoformat(date).replace(tzinfo=timezone.utc) if date else None
+def _moment(date: str | None, turn: int) -> datetime | None:
+    """A DAG has no two runs of one logical date: each round has the next day."""
+    return datetime.fromisoformat(date).replace(tzinfo=timezone.utc) + timedelta(days=turn) if date else None
