@@ -33,6 +33,7 @@ from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Channel, Message
 
 PROTOCOL: Final = 1
+_EAGER_TICK_S: Final = 0.25
 _TICK_S: Final = 1.0
 _LAZY_TICK_S: Final = 15.0
 _IDLE_SUPERVISOR_S: Final = 10.0
@@ -98,13 +99,18 @@ class Daemon:
 
     def run(self) -> None:
         """Serves until nobody needs it."""
-        next_tick = 0.0
+        ticked_at = time.monotonic()
         while not self._stopping:
-            self._loop.turn(max(0.0, next_tick - time.monotonic()))
-            if time.monotonic() >= next_tick:
+            self._loop.turn(max(0.0, ticked_at + self._pause_s() - time.monotonic()))
+            if time.monotonic() >= ticked_at + self._pause_s():
                 self._tick()
-                busy = self._tasks or self._supervisors
-                next_tick = time.monotonic() + (_TICK_S if busy else min(_LAZY_TICK_S, self._settings.linger_s))
+                ticked_at = time.monotonic()
+
+    def _pause_s(self) -> float:
+        """How long to the next tick: not long while a task waits for others to be found asleep."""
+        if any(task.state == "waiting" for task in self._tasks.values()):
+            return _EAGER_TICK_S
+        return _TICK_S if self._tasks or self._supervisors else min(_LAZY_TICK_S, self._settings.linger_s)
 
     def close(self) -> None:
         """Ends everything that it has started, and waits for it."""
