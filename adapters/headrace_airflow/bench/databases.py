@@ -57,23 +57,25 @@ class Sqlite:
     name = "sqlite"
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="headrace-sqlite-")
+        self._folder = Path(tempfile.mkdtemp(prefix="headrace-sqlite-"))
+        self._family = Family()  # of no process: it removes the files even if this one is killed
+        self._family.remove_at_end(self._folder)
         self._made = 0
 
     def __enter__(self) -> Sqlite:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._folder.cleanup()
+        self._family.close()
 
     def fresh(self, migrate: Migrate) -> str:
-        template = Path(self._folder.name, f"{TEMPLATE}.db")
+        template = self._folder / f"{TEMPLATE}.db"
         if not template.exists():
             unfinished = template.with_suffix(".unfinished")
             migrate(f"sqlite:///{unfinished}")
             unfinished.rename(template)
         self._made += 1
-        path = Path(self._folder.name, f"airflow-{self._made}.db")
+        path = self._folder / f"airflow-{self._made}.db"
         shutil.copyfile(template, path)
         return f"sqlite:///{path}"
 
