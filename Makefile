@@ -1,7 +1,8 @@
 # Everything installs what it needs into environments of its own; python3, make and a package index are enough.
 #
 #   make demo          real graphs and DAGs over real data, on stock schedulers and on Headrace: under six minutes
-#   make test          the tests, on the newest dependencies
+#   make test          the tests, on the newest dependencies; those that start an Airflow are in make test-airflow
+#   make test-airflow  the tests on a real Airflow, with SQLite and PostgreSQL: about a quarter of an hour
 #   make test-oldest   the tests of what depends on others' versions, on the oldest of the declared ranges (.venv-oldest)
 #   make check         formatting, lint, types, import contracts
 #   make compat        other people's test suites on stock schedulers and on Headrace
@@ -19,6 +20,8 @@ VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
 TEST_ARGS ?=
 OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
+AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
+	bench_airflow.py contract.py examples_airflow.py executor_features.py real_airflow.py xcom_airflow.py)
 COMPAT_ARGS ?=
 BENCH_ARGS ?=
 
@@ -26,7 +29,7 @@ BIN := $(VENV)/bin
 RUFF_PATHS := core adapters tests examples compat_suite
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-oldest check check-format check-lint check-types check-imports compat bench format clean \
+.PHONY: help demo test test-airflow test-oldest check check-format check-lint check-types check-imports compat bench format clean \
 	demo-airflow compat-airflow bench-airflow
 .DELETE_ON_ERROR:
 
@@ -41,7 +44,10 @@ bench: $(VENV)/.bench
 	$(BIN)/headrace bench --json out/bench.json --chart out/bench.png $(BENCH_ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(AIRFLOW_TESTS)) $(TEST_ARGS)
+
+test-airflow: $(VENV)/.dev
+	$(BIN)/python -m pytest $(AIRFLOW_TESTS) $(TEST_ARGS)
 
 test-oldest: $(VENV_OLDEST)/.test
 	$(VENV_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-oldest $(OLDEST_TESTS) $(TEST_ARGS)

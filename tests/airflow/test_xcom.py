@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import pickle
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -173,7 +172,7 @@ def test_the_same_lists_and_none_values() -> None:
 
 def test_an_unpicklable_value_is_named_by_its_path() -> None:
     with pytest.raises(UnpicklableError, match=r"XCom 'model' of task 'task' .* model\['inner'\]\[0\]: cannot pickle"):
-        push({"inner": [threading.Lock()]}, "model")
+        push({"inner": [sys._getframe()]}, "model")
 
 
 def test_a_generator_is_refused_with_advice() -> None:
