@@ -48,7 +48,10 @@ class Machine:
         idle_timeout_s: float = 60.0,
         check: bool = False,
     ) -> None:
-        self.task_type, self.verify = _checks() if check else (Task, None)
+        self.task_type: type[Task] = Task
+        self.verify: Callable[[Machine], None] | None = None
+        if check:
+            self.task_type, self.verify = _checks()
         self.cores = cores
         self.inline_below_s = inline_below_s
         self.ahead_s = ahead_s
