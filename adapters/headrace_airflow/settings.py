@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from headrace.config import available_cores
 from headrace.errors import ConfigError
-
-_UNITS: Final = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_UNITS_DECIMAL: Final = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+from headrace_airflow.memory import memory_limit_bytes, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class Settings:
         if self.cpus == 0:
             object.__setattr__(self, "cpus", 1.5 * available_cores())
         if self.memory_bytes == 0:
-            object.__setattr__(self, "memory_bytes", available_memory())
+            object.__setattr__(self, "memory_bytes", memory_limit_bytes())
         for name in ("cpus", "memory_bytes", "tasks", "zygotes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"[headrace] {name} must be more than 0, not {getattr(self, name)!r}")
@@ -101,34 +98,6 @@ def _parse(name: str, kind: type, value: Any) -> Any:
         return kind(value)
     except (KeyError, ValueError):
         raise ConfigError(f"[headrace] {name} must be of type {kind.__name__}, not {value!r}") from None
-
-
-def parse_bytes(value: object) -> int:
-    """``4GiB``, ``500 MB``, ``1048576`` as a number of bytes.
-
-    Raises:
-        ValueError: it is none of these, or negative.
-    """
-    text = str(value).strip().lower()
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    factor = {**_UNITS, **_UNITS_DECIMAL}.get(text[len(number) :].strip())
-    if factor is None:
-        raise ValueError(f"{value!r} is no amount of memory; write, for example, 4GiB")
-    amount = float(number) * factor
-    if not 0 <= amount < 2**63:
-        raise ValueError(f"{value!r} is no amount of memory")
-    return int(amount)
-
-
-def available_memory() -> int:
-    """Bytes of memory of this machine, or of this cgroup if it is limited."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            limit = file.read().strip()
-        return total if limit == "max" else min(total, int(limit))
-    except (OSError, ValueError):
-        return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from hypothesis import given, strategies
 
 from headrace.errors import ConfigError
 from headrace_airflow import client, places
+from headrace_airflow.memory import parse_bytes
 from headrace_airflow.rendering import head
-from headrace_airflow.settings import Needs, needs_of, parse_bytes, resolve
+from headrace_airflow.settings import Needs, needs_of, resolve
 from headrace_airflow.streams import LONGEST_LINE, line_reader
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from headrace.errors import ConfigError
+from headrace_airflow.memory import memory_limit_bytes, parse_bytes
 from headrace_airflow.store.report import by_run, render
-from headrace_airflow.store.settings import StoreSettings, from_options, memory_limit_bytes, parse_bytes
+from headrace_airflow.store.settings import StoreSettings, from_options
 
 STATUS = {
     "pid": 12, "memory_bytes": 1 << 30, "budget_bytes": 4 << 30, "spilled_bytes": 0, "objects": 3, "url": "/xcom",
@@ -90,4 +91,4 @@ def test_bad_options_are_named(options: dict[str, str]) -> None:
     ("text", "size"), [("0", 0), ("10", 10), ("1.5 GiB", 3 << 29), ("2MB", 2_000_000), ("1K", 1024)]
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_bytes("x", text) == size
+    assert parse_bytes(text) == size

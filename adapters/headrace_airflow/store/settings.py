@@ -22,18 +22,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from headrace.errors import ConfigError
+from headrace_airflow.memory import memory_limit_bytes, parse_bytes
 
-_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
-                 "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
 _SHARE_OF_MEMORY: Final = 0.4
-_UNLIMITED: Final = 1 << 60
-"""Version 1 of cgroups writes a number like this where there is no limit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,57 +95,15 @@ def from_options(get: Callable[[str], str | None], airflow_home: str) -> StoreSe
         idle_s=_seconds("store_idle_timeout", get("store_idle_timeout"), 600.0),
         storage_options=_options(get("xcom_storage_options")),
         former_urls=former,
-        inline_bytes=parse_bytes("xcom_inline_bytes", get("xcom_inline_bytes") or "64KiB"),
+        inline_bytes=_bytes("xcom_inline_bytes", get("xcom_inline_bytes") or "64KiB"),
     )
 
 
-def parse_bytes(name: str, text: str) -> int:
-    """Reads ``4GiB``, ``500 MB`` or a plain number.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    number = text.strip().lower().rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = text.strip().lower()[len(number) :].strip()
+def _bytes(name: str, text: str) -> int:
     try:
-        return int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError, OverflowError):
+        return parse_bytes(text)
+    except ValueError:
         raise ConfigError(f"[headrace] {name} must be a size like 512MiB or 4GiB, not {text!r}") from None
-
-
-def memory_limit_bytes() -> int:
-    """The machine's memory, or less where a cgroup of this process has a limit."""
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([limit, *_cgroup_limits()])
-
-
-def _cgroup_limits() -> list[int]:
-    found = []
-    for folder in _cgroup_folders():
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                text = (folder / name).read_text().strip()
-            except OSError:
-                continue
-            if text.isdigit() and int(text) < _UNLIMITED:
-                found.append(int(text))
-    return found
-
-
-def _cgroup_folders() -> list[Path]:
-    """Those of this process and of everything above it, in both versions; a container sees only the last."""
-    root = Path("/sys/fs/cgroup")
-    folders = [root, root / "memory"]
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            inner = Path(path.lstrip("/"))
-            folders += [root / controllers / part for part in (inner, *inner.parents)]
-    return folders
 
 
 def _memory(name: str, text: str | None) -> int:
@@ -158,8 +112,8 @@ def _memory(name: str, text: str | None) -> int:
     try:
         share = float(text)
     except ValueError:
-        return parse_bytes(name, text)
-    return int(share * memory_limit_bytes()) if 0 < share < 1 else parse_bytes(name, text)
+        return _bytes(name, text)
+    return int(share * memory_limit_bytes()) if 0 < share < 1 else _bytes(name, text)
 
 
 def _seconds(name: str, text: str | None, default: float) -> float:
