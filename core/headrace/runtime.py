@@ -194,7 +194,9 @@ class Runtime(Executor):
         """How long the graph will take, if it can be run at once."""
         if timeline.recorders:
             return None
-        families = [f for f, call in zip(graph.families, graph.calls, strict=True) if call is not None]
+        families = graph.families
+        if graph.literals:
+            families = [f for f, call in zip(families, graph.calls, strict=True) if call is not None]
         with self._lock:
             return self._machine.quick_s(families)
 
