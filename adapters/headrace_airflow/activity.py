@@ -28,7 +28,7 @@ import psutil
 from airflow.sdk.execution_time import supervisor as stock
 from airflow.sdk.execution_time.comms import SetRenderedFields
 
-from headrace_airflow import processes
+from headrace.obituary import describe_exit
 from headrace_airflow.supervisor import NotStarted
 from headrace_airflow.wire import Channel, Message
 
@@ -197,7 +197,7 @@ class Task(stock.ActivitySubprocess, _Forked):
         code: int | None = stock.ActivitySubprocess._check_subprocess_exit(self, *args, **kwargs)
         if code is not None and code < 0 and not known:
             memory = getattr(self._process, "rss_bytes", 0)
-            self.process_log.error(f"The task was {processes.describe(int(code))}", peak_memory_mib=memory >> 20)
+            self.process_log.error(f"The task was {describe_exit(int(code))}", peak_memory_mib=memory >> 20)
         return code
 
     def update_task_state_if_needed(self) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
+from headrace.obituary import describe_exit
 from headrace_airflow import admission, load, places, processes, sources, wire
 from headrace_airflow.admission import BARE, Admission, Limits
 from headrace_airflow.forks import Child, Forks
@@ -347,7 +348,7 @@ class Daemon:
     def _supervisor_exited(self, supervisor: _Supervisor, code: int) -> None:
         self._supervisors.remove(supervisor)
         if (key := supervisor.task) is not None and key in self._tasks:
-            info = f"The task's supervisor ended by itself: {processes.describe(code)}"
+            info = f"The task's supervisor ended by itself: {describe_exit(code)}"
             self._end(key, {"ok": False, "info": info})
 
     def _end(self, key: str, how: Message) -> None:
@@ -388,20 +389,20 @@ class Daemon:
         zygote = self._zygotes.get(number)
         if zygote is None or zygote.child is not child or zygote.unfit:
             return
-        _log(f"the zygote of {zygote.file} ended by itself: {processes.describe(code)}")
+        _log(f"the zygote of {zygote.file} ended by itself: {describe_exit(code)}")
         if number == BARE:
             if self._forks.ready:
                 self._start_zygote(BARE, None)
             return
         known = self._machine.zygotes.get(zygote.file) if zygote.file else None
         if known is not None and known.state == "parsing":
-            zygote.unfit = f"parsing it ended the process: {processes.describe(code)}"
+            zygote.unfit = f"parsing it ended the process: {describe_exit(code)}"
         else:
             del self._zygotes[number]
         self._handle(admission.ZygoteDied(number))
 
     def _origin_lost(self, code: int) -> None:
-        _log(f"the origin ended by itself: {processes.describe(code)}")
+        _log(f"the origin ended by itself: {describe_exit(code)}")
         if self._stopping:
             return
         if self._forks.alive:

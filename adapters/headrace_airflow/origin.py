@@ -81,7 +81,7 @@ class Origin:
         self._selector.unregister(pid_fd)
         os.close(pid_fd)
         _, status = os.waitpid(pid, 0)
-        self._daemon.send({"t": "exit", "pid": pid, "code": processes.exit_code(status)})
+        self._daemon.send({"t": "exit", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
 
 
 def _main_of(kind: str) -> Callable[[Channel], None]:

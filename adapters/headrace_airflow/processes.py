@@ -70,21 +70,6 @@ def set_title(title: str) -> None:
     setproctitle(title)
 
 
-def exit_code(status: int) -> int:
-    """A wait status as Python's subprocess has it: a negative signal, or the exit code."""
-    return os.waitstatus_to_exitcode(status)
-
-
-def describe(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
-
-
 def kill_group(pid: int) -> None:
     """Kills the process group that a task leads, and the task itself if it has none yet."""
     for kill in (os.killpg, os.kill):  # the first may come before the group is made

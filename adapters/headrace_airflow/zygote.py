@@ -116,7 +116,7 @@ class Zygote:
         if ended is not None and ended.si_code != os.CLD_EXITED:
             processes.kill_group(child.pid)  # it was killed: what it had started in its group has nobody any more
         _, status, usage = os.wait4(child.pid, 0)
-        code = processes.exit_code(status)
+        code = os.waitstatus_to_exitcode(status)
         child.supervisor.send({"t": "exit", "code": code, "rss_bytes": usage.ru_maxrss * 1024})
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from headrace.companions import States
 from headrace.lanes.processes.launcher import Launched
+from headrace.obituary import describe_exit
 
 Order: TypeAlias = tuple[Any, ...]
 """What is still to be said to a worker: begins with a code of wire.py; ``RUN`` holds ids of tasks, not records."""
@@ -89,7 +90,7 @@ class Peer:
         # A new process inherits the peak of the one that started it; only a higher one is its own.
         if peak_bytes > _own_peak_bytes():
             self.rss_bytes = peak_bytes
-        return _reason(process.returncode), self.rss_bytes
+        return describe_exit(process.returncode), self.rss_bytes
 
     def blamed_task(self) -> int | None:
         """The task that the worker is at, by its page, or was at when it died."""
@@ -138,12 +139,3 @@ def _own_peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _reason(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
