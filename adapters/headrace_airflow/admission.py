@@ -267,6 +267,18 @@ class Admission:
     def running(self) -> int:
         return sum(task.running for task in self.tasks.values())
 
+    def waits_for(self, key: str) -> str:
+        """What keeps a task from starting, for people; empty where nothing does."""
+        task = self.tasks.get(key)
+        if task is None or task.running:
+            return ""
+        if self.drained:
+            return "the end of the drain"
+        zygote = self.zygotes.get(task.file) if task.file else None
+        if zygote is not None and zygote.state == "parsing":
+            return "the parse of its DAG file"
+        return self._lacks(task) or "the tasks before it"
+
     def _submit(self, event: TaskSubmitted, now: float) -> None:
         if event.task in self.tasks:
             return
@@ -326,7 +338,7 @@ class Admission:
             number = self._zygote_for(task, now, commands)
             if number is None:
                 continue
-            if not self._fits(task):
+            if self._lacks(task):
                 return
             task.running = True
             task.zygote = number
@@ -349,13 +361,17 @@ class Admission:
             return BARE
         return None
 
-    def _fits(self, task: Task) -> bool:
+    def _lacks(self, task: Task) -> str:
+        """What there is not enough of for another task; empty: it fits."""
         others = [other for other in self.tasks.values() if other.running]
         if not others:
-            return True
-        return (
-            self.plenty
-            and len(others) < self.limits.tasks
-            and sum(other.cpus for other in others) + task.cpus <= self.limits.cpus
-            and sum(other.memory_bytes for other in others) + task.memory_bytes <= self.limits.memory_bytes
-        )
+            return ""
+        if not self.plenty:
+            return "free memory on the node"
+        if len(others) >= self.limits.tasks:
+            return "the end of another task: no more may run at once"
+        if sum(other.cpus for other in others) + task.cpus > self.limits.cpus:
+            return "cpus"
+        if sum(other.memory_bytes for other in others) + task.memory_bytes > self.limits.memory_bytes:
+            return "memory that other tasks have declared"
+        return ""

@@ -41,12 +41,15 @@ def status(args: Any) -> None:
     limits = answer["limits"]
     _print(
         f"daemon {answer['pid']}, up {time.time() - answer['since']:.0f} s, {answer['schedulers']} scheduler(s), "
-        f"{answer['supervisors']} supervisor(s)" + (", drained" if answer["drained"] else "")
+        f"{len(answer['supervisors'])} supervisor(s)" + (", drained" if answer["drained"] else "")
     )
     _print(f"limits: {limits['cpus']:g} cpus, {limits['memory_bytes'] / 2**30:.1f} GiB, {limits['tasks']} tasks")
     for task in answer["tasks"]:
         age = time.time() - task["since"]
-        _print(f"  {task['state']:9} {age:7.1f} s  {task['cpus']:4.1f} cpus  pid {task['pid'] or '-'}  {task['name']}")
+        waits = f"  waits for {task['waits_for']}" if task["waits_for"] else ""
+        _print(
+            f"  {task['state']:9} {age:7.1f} s  {task['cpus']:4.1f} cpus  pid {task['pid'] or '-'}  {task['name']}{waits}"
+        )
     for zygote in answer["zygotes"]:
         name = "bare" if zygote["file"] is None else f"{zygote['file'][0]}: {zygote['file'][2]}"
         _print(f"  zygote {zygote['pid']}  {name}" + (f"  not held: {zygote['unfit']}" if zygote["unfit"] else ""))

@@ -61,6 +61,7 @@ class _Task:
     zygote: int = BARE
     state: str = "waiting"
     since: float = field(default_factory=time.time)
+    started: float | None = None
 
 
 @dataclass(slots=True)
@@ -236,13 +237,15 @@ class Daemon:
 
     def _status(self) -> Message:
         s = self._settings
+        total_bytes, free_bytes = load.memory_bytes()
         return {
             "pid": os.getpid(),
             "since": self._started,
             "drained": self._machine.drained,
             "limits": {"cpus": s.cpus, "memory_bytes": s.memory_bytes, "tasks": s.tasks},
             "schedulers": sum(role == "scheduler" for role in self._clients.values()),
-            "supervisors": len(self._supervisors),
+            "memory": {"total_bytes": total_bytes, "free_bytes": free_bytes},
+            "supervisors": [{"pid": s.child.pid, "task": s.task} for s in self._supervisors],
             "tasks": [self._describe(key, task) for key, task in self._tasks.items()],
             "zygotes": [
                 {"pid": z.child.pid, "file": z.file, "unfit": z.unfit, "sources": len(z.sources)}
@@ -252,14 +255,19 @@ class Daemon:
 
     def _describe(self, key: str, task: _Task) -> Message:
         told = self._machine.tasks.get(key)
+        ti = task.message["workload"].get("ti") or {}
         return {
             "id": key,
             "name": task.message.get("name", ""),
+            "dag_id": ti.get("dag_id"),  # none where it is no task of a DAG's, but a callback, for example
             "state": task.state,
             "pid": task.pid,
             "supervisor_pid": task.supervisor.child.pid if task.supervisor else 0,
             "since": task.since,
+            "started": task.started,
+            "waits_for": self._machine.waits_for(key),
             "cpus": told.cpus if told else 0.0,
+            "memory_bytes": told.memory_bytes if told else 0,
             "log_path": task.message["workload"].get("log_path"),
         }
 
@@ -332,7 +340,7 @@ class Daemon:
             return
         match message["t"]:
             case "started":
-                task.pid, task.state = message["pid"], "running"
+                task.pid, task.state, task.started = message["pid"], "running", time.time()
                 self._tell(task, {"t": "started", "id": key})
             case "reported":
                 self._tell(task, {"t": "reported", "id": key, "state": message["state"]})

@@ -49,8 +49,8 @@ def _cpu_seconds(groups: set[int]) -> dict[int, float]:
     return found
 
 
-def memory_is_plenty() -> bool:
-    """Whether another task may start, as far as memory goes: of the machine, and of the cgroup if it is limited."""
+def memory_bytes() -> tuple[int, int]:
+    """All memory, and how much of it is free: of the machine, or of the cgroup if it has less."""
     with open("/proc/meminfo") as file:
         values = dict(line.split(":") for line in file)
     total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
@@ -58,6 +58,12 @@ def memory_is_plenty() -> bool:
         used = _read("/sys/fs/cgroup/memory.current") or 0
         cache = _cgroup_cache()
         total, free = min(total, limit), min(free, limit - used + cache)
+    return total, free
+
+
+def memory_is_plenty() -> bool:
+    """Whether another task may start, as far as memory goes."""
+    total, free = memory_bytes()
     return free >= min(_LEAST_FREE_BYTES, _LEAST_FREE * total)
 
 

@@ -148,6 +148,18 @@ def test_a_drained_node_starts_nothing() -> None:
     assert made.handle(Drained(False), 0.0) == [StartTask("a", BARE)]
 
 
+def test_says_what_a_task_waits_for() -> None:
+    made = machine(TaskSubmitted("a", FILE))
+    assert made.waits_for("a") == "the parse of its DAG file"
+    made.handle(ZygoteReady(1), 0.0)
+    assert made.waits_for("a") == ""
+    made.handle(TaskSubmitted("b", FILE, 0, 2.0), 0.0)
+    made.handle(TaskSubmitted("c", FILE, 0, 1.0), 0.0)
+    assert (made.waits_for("b"), made.waits_for("c")) == ("cpus", "the tasks before it")
+    made.handle(Drained(True), 0.0)
+    assert made.waits_for("b") == "the end of the drain"
+
+
 def test_a_submission_that_comes_twice_starts_once() -> None:
     made = machine(TaskSubmitted("a", None))
     assert made.handle(TaskSubmitted("a", None), 0.0) == []
@@ -260,6 +272,8 @@ class Random(RuleBasedStateMachine):
     def nothing_waits_without_a_reason(self) -> None:
         assert self.running or not any(self.made.tasks[task].file is None for task in self.waiting)
         assert self.running or self.parsing or not self.waiting
+        assert all(self.made.waits_for(task) for task in self.waiting)
+        assert not any(self.made.waits_for(task) for task in self.running)
 
     @invariant()
     def memory_is_not_promised_twice(self) -> None:
