@@ -46,9 +46,9 @@ def status(args: Any) -> None:
     _print(f"limits: {limits['cpus']:g} cpus, {limits['memory_bytes'] / 2**30:.1f} GiB, {limits['tasks']} tasks")
     for task in answer["tasks"]:
         age = time.time() - task["since"]
-        waits = f"  waits for {task['waits_for']}" if task["waits_for"] else ""
+        why = f"  waits for {task['waits_for']}" if task["waits_for"] else ""
         _print(
-            f"  {task['state']:9} {age:7.1f} s  {task['cpus']:4.1f} cpus  pid {task['pid'] or '-'}  {task['name']}{waits}"
+            f"  {task['state']:9} {age:7.1f} s  {task['cpus']:4.1f} cpus  pid {task['pid'] or '-'}  {task['name']}{why}"
         )
     for zygote in answer["zygotes"]:
         name = "bare" if zygote["file"] is None else f"{zygote['file'][0]}: {zygote['file'][2]}"
