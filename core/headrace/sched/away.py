@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
-from headrace.sched.heaps import head, heap_of
+from headrace.sched.heaps import head, take
 from headrace.sched.policy import HOLDS, Family
 from headrace.sched.state import AWAY, DONE, READY, WAITING, Job, Task, Worker
 from headrace.sched.values import COPY_BYTES_PER_S, TRIP_S, UNKNOWN_BYTES, copied, fetch
@@ -110,30 +110,12 @@ def _fill(m: Machine, job: Job, worker: Worker, task: Task) -> None:
             _enqueue(m, job, worker, current, cost, batch, pending)
         if len(batch) >= AWAY_BATCH or worker.load_s >= full_s:
             break
-        current = _next(m, job, pending)
+        current = take(m, job.away, pending)
     if batch:
         m.out.append(c.RunAt(worker.id, batch))
     if worker in m.roomy:  # to the end of the line
         m.roomy[worker] = m.roomy.pop(worker)
     note_room(m, worker)
-
-
-def _next(m: Machine, job: Job, pending: dict[Task, int]) -> Task | None:
-    """Takes the first task of the heap that is ready and belongs there, or may follow its predecessors in the batch."""
-    heap, tasks = job.away, m.tasks
-    while heap:
-        task = tasks.get(heappop(heap))
-        if task is None:
-            continue
-        if task.state == READY:
-            right = heap_of(m, task)
-            if right is heap:
-                return task
-            heappush(right, task.id)
-            m.moved = True
-        elif pending and task.state == WAITING and pending.get(task) == task.waiting:
-            return task
-    return None
 
 
 def expected_s(family: Family) -> float:

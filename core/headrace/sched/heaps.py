@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from headrace.sched.policy import HOLDS, QUICK, WIDE, Family
-from headrace.sched.state import READY, Job, Task
+from headrace.sched.state import READY, WAITING, Job, Task
 
 if TYPE_CHECKING:
     from headrace.sched.machine import Machine
@@ -93,6 +93,28 @@ def head(m: Machine, heap: list[int]) -> Task | None:
             m.moved = True
         else:
             heappop(heap)
+    return None
+
+
+def take(m: Machine, heap: list[int], pending: dict[Task, int]) -> Task | None:
+    """Takes the first task that is ready and belongs in this heap, or may follow its predecessors in a batch.
+
+    Args:
+        pending: for each task that the batch brings nearer, how many of its open dependencies are in the batch.
+    """
+    tasks = m.tasks
+    while heap:
+        task = tasks.get(heappop(heap))
+        if task is None:
+            continue
+        if task.state == READY:
+            right = heap_of(m, task)
+            if right is heap:
+                return task
+            heappush(right, task.id)
+            m.moved = True
+        elif task.state == WAITING and pending.get(task) == task.waiting:
+            return task
     return None
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.heaps import head, heap_of, is_quick, tidy
+from headrace.sched.heaps import head, is_quick, take, tidy
 from headrace.sched.policy import HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, fetch_s, unplace
@@ -161,7 +161,7 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
     """
     left_s = QUICK_BUDGET_S
     pending: dict[Task, int] = {}
-    heap, tasks, taken = job.quick, m.tasks, slot.batch
+    heap, taken = job.quick, slot.batch
     inline = job.lane == "inline"
     task = taken[0]
     while True:
@@ -176,19 +176,9 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
         left_s -= task.family.wall_s if task.family.runs else QUICK_BUDGET_S / UNKNOWN_BATCH
         if len(batch) >= QUICK_BATCH or left_s <= 0.0:
             return
-        while True:
-            if not heap:
-                return
-            candidate = tasks.get(heappop(heap))
-            if candidate is None:
-                continue
-            if candidate.state == READY:
-                right = heap_of(m, candidate)
-                if right is heap:
-                    break
-                heappush(right, candidate.id)
-            elif candidate.state == WAITING and pending.get(candidate) == candidate.waiting:
-                break
+        candidate = take(m, heap, pending)
+        if candidate is None:
+            return
         task = candidate
         if task.family.kind == HOLDS and job.free and job.free[0] < task.id:
             # It makes more of something while what uses it up waits for a slot.
