@@ -12,6 +12,7 @@
 ``settings``  what can be set, as plain data
 ``storage``   files behind an fsspec URL; used in helpers, and in a task when there is no service
 ``segments``  anonymous memory, used again where that is provably safe
+``contents``  what is held of each object: carries out what the ledger decides
 ``service``, ``lane``, ``helper``  the processes;  ``client``  what tasks call;  ``home``  where they meet
 
 Nothing in here imports Airflow: a service starts in a fraction of a second and stays small. The service never unpickles

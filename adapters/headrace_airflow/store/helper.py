@@ -81,6 +81,10 @@ class Helper:
             return {}
         if message["do"] == "sweep":
             return {"removed": storage.sweep(self._settings.url, options, message["ttl_s"], message["keep"])}
+        if message["do"] == "spill":
+            given.append(segments.spill_file(self._settings.spill, message["size"]))
+            os.pwrite(given[0], b64decode(message.get("data", "")), 0)
+            return {}
         return self._read(message, given)
 
     def _read(self, message: Message, given: list[int]) -> Message:

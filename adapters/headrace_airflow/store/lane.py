@@ -7,6 +7,7 @@ write     url, size, info; data or a descriptor   nothing more: the copy is ther
 erase     url                                     nothing more: there is no copy
 read      url, id, size, place, writer            the descriptor of a file that begins with the image
 sweep     ttl_s; keep: runs that are in use       removed: number of files
+spill     size; data: what to write into it       the descriptor of a file without a name
 ========  ======================================  ===========================================================
 
 Any answer may be ``error`` (text) instead. Jobs are sent at once, so that the process has them even if the service is
@@ -59,6 +60,11 @@ class HelperLane:
         """Has the process do a job; ``fd`` belongs to the lane from now on."""
         self._waiting.append((message, fd, answer, _PATIENCE_S + size_bytes / _SLOWEST_BYTES_PER_S))
         self._send_waiting()
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0: there is none."""
+        return 0 if self._process is None else self._process.pid
 
     @property
     def busy(self) -> int:

@@ -22,7 +22,6 @@ included, never exceed the budget; an object is erased at most once, and never w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -310,14 +309,6 @@ class Ledger:
                 self.entries[id].deleted_s = now_s - self._grace_s
         for run in old - set(known.values()):
             del self._runs[run]
-
-
-def by_run(entries: Iterable[tuple[str, Entry]]) -> dict[tuple[str, str], list[tuple[str, Entry]]]:
-    """Objects, grouped by DAG and run."""
-    groups: dict[tuple[str, str], list[tuple[str, Entry]]] = {}
-    for id, entry in entries:
-        groups.setdefault((entry.slot.dag_id, entry.slot.run_id), []).append((id, entry))
-    return groups
 
 
 def _droppable(entry: Entry) -> bool:
