@@ -136,15 +136,21 @@ class Family:
         self.shared_wall = self.shared_cpu = self.shared_all = 0.0
         self.shared_runs = 0
 
-    def ran_away(self, span: Span, inline_below_s: float) -> None:
-        """Learns from a task that ran at a worker."""
-        self._smooth(span.wall_s)
-        cost = span.wall_s + span.transfer_s
-        if self.remote_s > 0.0:
-            self.remote_s += (0.5 if cost < self.remote_s else 0.1) * (cost - self.remote_s)
-        else:
-            # The first one at a worker pays for what the worker has to import: nothing to judge the others by.
-            self.remote_s = min(cost, MOVE_BELOW * self.wall_s)
+    def ran_away(self, span: Span, first: bool, inline_below_s: float) -> None:
+        """Learns from a task that ran at a worker.
+
+        Args:
+            first: it was the first one of its family there, and has paid for what the worker had to import: nothing to
+                judge the others by.
+        """
+        if not first or self.runs == 0:
+            self._smooth(span.wall_s)
+        if not first:
+            cost = span.wall_s + span.transfer_s
+            if self.remote_s == 0.0:
+                self.remote_s = cost
+            else:
+                self.remote_s += (0.5 if cost < self.remote_s else 0.1) * (cost - self.remote_s)
         if self.kind == UNKNOWN:
             self.kind = QUICK if self.wall_s < inline_below_s else FREE
 

@@ -47,7 +47,9 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
         if task is None or task.state != AWAY or number not in tasks:
             orphans.append(number)
             continue
-        task.family.ran_away(span, m.inline_below_s)
+        family = task.family
+        family.ran_away(span, family not in worker.families, m.inline_below_s)
+        worker.families.add(family)
         task.size = span[5]
         if number in arrived_now:
             task.here = True

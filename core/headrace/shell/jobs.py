@@ -23,6 +23,7 @@ from headrace.graph import Graph
 from headrace.observe import timeline
 from headrace.sched.events import Span
 from headrace.sched.machine import FUTURES
+from headrace.shell.imports import modules_of
 from headrace.task import run_call
 
 BLOCK_BITS = 20
@@ -262,16 +263,16 @@ class Jobs:
         return released, values
 
     def modules_in_use(self) -> tuple[str, ...]:
-        """The modules that the functions of all open jobs come from: what a new worker had best import at once.
+        """What the functions of all open jobs need: a new worker had best import it at once.
 
-        Under the lock, so of a large job only a sample is looked at: what is missed is imported when it is needed.
+        Under the lock, so of a large job only a sample is looked at.
         """
-        names = set()
-        for job in self.by_number.values():
-            calls, step = job.calls, 1 + len(job.calls) // _SAMPLED_CALLS
-            sample = islice(calls.values(), 0, None, step) if isinstance(calls, dict) else calls[::step]
-            names.update([getattr(call[0], "__module__", None) for call in sample if call])
-        return tuple(sorted(name for name in names if name and name not in ("__main__", "builtins")))
+        return modules_of(call for job in self.by_number.values() for call in _sample(job.calls) if call)
+
+
+def _sample(calls: Any) -> Iterable[Any]:
+    step = 1 + len(calls) // _SAMPLED_CALLS
+    return islice(list(calls.values()), 0, None, step) if isinstance(calls, dict) else calls[::step]
 
 
 def number_in_block(task: int) -> int:
