@@ -20,7 +20,7 @@ from headrace_airflow.wire import Channel, Message
 
 _BOOTSTRAP: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from headrace_airflow.daemon import main; main(sys.argv[2], sys.argv[3])"
+    "from headrace_airflow.daemon import main; main(*sys.argv[2:5])"
 )
 _POLL_S: Final = 0.02
 _LARGEST_LOG_BYTES: Final = 10_000_000
@@ -77,7 +77,9 @@ def running(place: Path) -> bool:
         os.close(lock)
 
 
-def launch(place: Path, settings: Settings, log_file: Path, environ: Mapping[str, str] | None = None) -> None:
+def launch(
+    place: Path, settings: Settings, log_file: Path, environ: Mapping[str, str] | None = None, store: str = ""
+) -> None:
     """Starts a daemon; returns before it listens. If there is one already, the new one goes away again.
 
     It is no child of this process's, but of the one that adopts orphans, and has a session of its own.
@@ -87,6 +89,7 @@ def launch(place: Path, settings: Settings, log_file: Path, environ: Mapping[str
         settings: the daemon's settings.
         log_file: what it, its supervisors and its zygotes have to say goes here.
         environ: the environment of tasks; secrets that tasks must not have are taken out.
+        store: settings of the node's store, as JSON; empty: the daemon shall not host it.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     if log_file.exists() and log_file.stat().st_size > _LARGEST_LOG_BYTES:
@@ -95,7 +98,7 @@ def launch(place: Path, settings: Settings, log_file: Path, environ: Mapping[str
         process = subprocess.Popen(
             [
                 *(sys.executable, "-c", _BOOTSTRAP, json.dumps([p for p in sys.path if p])),
-                *(os.fspath(place), json.dumps(dataclasses.asdict(settings))),
+                *(os.fspath(place), json.dumps(dataclasses.asdict(settings)), store),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -120,6 +123,7 @@ def connect_or_launch(
     role: str,
     timeout_s: float = 30.0,
     environ: Mapping[str, str] | None = None,
+    store: str = "",
 ) -> Channel:
     """A connection to the folder's daemon, which is started if there is none. Blocks until it listens.
 
@@ -132,7 +136,7 @@ def connect_or_launch(
         if (channel := connect(place, role)) is not None:
             return channel
         if not running(place) and time.monotonic() - launched_at > 2.0:
-            launch(place, settings, log_file, environ)
+            launch(place, settings, log_file, environ, store)
             launched_at = time.monotonic()
         time.sleep(_POLL_S)
     raise TimeoutError(f"no Headrace daemon answered within {timeout_s:.0f} s; see {log_file}")

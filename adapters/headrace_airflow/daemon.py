@@ -29,6 +29,7 @@ from headrace.obituary import describe_exit
 from headrace_airflow import admission, load, places, processes, sources, wire
 from headrace_airflow.admission import BARE, Admission, Limits
 from headrace_airflow.forks import Child, Forks
+from headrace_airflow.hosted_store import HostedStore
 from headrace_airflow.loop import Loop
 from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Channel, Message
@@ -75,13 +76,14 @@ class _Zygote:
 class Daemon:
     """Owns every connection and carries out what ``Admission`` decides."""
 
-    def __init__(self, place: Path, settings: Settings) -> None:
+    def __init__(self, place: Path, settings: Settings, store: str = "") -> None:
         self._place = place
         self._settings = settings
         s = settings
         limits = Limits(s.cpus, s.memory_bytes, s.tasks, s.patience_s, s.zygote_idle_s, s.zygotes)
         self._machine = Admission(limits)
         self._loop = Loop()
+        self.store = HostedStore(store, self._loop, _log)
         self._clients: dict[Channel, str] = {}
         """The role of each client: scheduler, or anything else."""
         self._tasks: dict[str, _Task] = {}
@@ -94,7 +96,7 @@ class Daemon:
         self._started = time.time()
         self._stopping = False
         self._listener = self._listen()
-        self._forks = Forks(self._loop, self._origin_lost)
+        self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
         self._start_zygote(BARE, None)
 
     # --- life ---
@@ -103,7 +105,8 @@ class Daemon:
         """Serves until nobody needs it."""
         ticked_at = time.monotonic()
         while not self._stopping:
-            self._loop.turn(max(0.0, ticked_at + self._pause_s() - time.monotonic()))
+            self._loop.turn(max(0.0, min(ticked_at + self._pause_s() - time.monotonic(), self.store.timeout_s())))
+            self.store.look()
             if time.monotonic() >= ticked_at + self._pause_s():
                 self._tick()
                 ticked_at = time.monotonic()
@@ -115,14 +118,14 @@ class Daemon:
         return _TICK_S if self._tasks or self._supervisors else min(_LAZY_TICK_S, self._settings.linger_s)
 
     def close(self) -> None:
-        """Ends everything that it has started, and waits for it."""
+        """Ends everything that it has started but the store, and waits for it."""
         places.socket_path(self._place).unlink(missing_ok=True)
         self._listener.close()
         for task in self._tasks.values():
             if task.pid:
                 processes.kill_group(task.pid)
         self._forks.close()
-        processes.end_children()
+        processes.end_children(self.store.processes())
 
     def stop(self, *_: object) -> None:
         """Ends the loop; may be called by a signal handler."""
@@ -143,6 +146,8 @@ class Daemon:
         if self._tasks:
             self._measure()
         self._handle(admission.Ticked())
+        self.store.host()
+        processes.reap_adopted(self.store.processes() | {self._forks.pid})
         for supervisor in self._supervisors:
             if supervisor.task is None and now - supervisor.idle_since >= _IDLE_SUPERVISOR_S:
                 self._loop.forget(supervisor.child.channel)  # it ends when it sees that
@@ -427,12 +432,13 @@ def _log(text: str) -> None:
     sys.stderr.flush()
 
 
-def main(place: str, settings: str) -> NoReturn:
+def main(place: str, settings: str, store: str) -> NoReturn:
     """A daemon's whole life: takes the folder's lock, or leaves it to the daemon that has it.
 
     Args:
         place: its folder.
         settings: the fields of ``Settings``, as JSON.
+        store: those of ``StoreSettings``; empty: there shall be no store.
     """
     if os.fork():
         os._exit(0)
@@ -442,12 +448,13 @@ def main(place: str, settings: str) -> NoReturn:
     processes.hide_memory()
     processes.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    daemon = Daemon(Path(place), Settings(**json.loads(settings)))
+    daemon = Daemon(Path(place), Settings(**json.loads(settings)), store)
     signal.signal(signal.SIGTERM, daemon.stop)
     try:
         daemon.run()
     finally:
         daemon.close()
         places.remove(Path(place))
-        os.close(lock)
+        os.close(lock)  # from now on there may be another daemon
+        daemon.store.finish()
     sys.exit(0)

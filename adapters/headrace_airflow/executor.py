@@ -99,7 +99,7 @@ class HeadraceExecutor(BaseExecutor):
     def start(self) -> None:
         """Finds or starts the daemon."""
         self._daemon = client.connect_or_launch(
-            self.place, self.settings, self.log_file, "scheduler", environ=_environment()
+            self.place, self.settings, self.log_file, "scheduler", environ=_environment(), store=_store()
         )
         self.log.info("Connected to the Headrace daemon in %s", self.place)
 
@@ -275,7 +275,7 @@ class HeadraceExecutor(BaseExecutor):
                 self._daemon.send(message)
         elif time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
             self._launched_at = time.monotonic()
-            client.launch(self.place, self.settings, self.log_file, _environment())
+            client.launch(self.place, self.settings, self.log_file, _environment(), _store())
 
     @property
     def slots_available(self) -> int:
@@ -380,6 +380,15 @@ def _environment() -> dict[str, str]:
 def _section(configuration: Any) -> dict[str, Any]:
     """Our section, name by name: as a whole, Airflow shows it only where a configuration file has it."""
     return {name: configuration.get("headrace", name, fallback=None) for name in settings.NAMES}
+
+
+def _store() -> str:
+    """The settings of the node's store, for the daemon to host it; empty: the XCom backend is another one."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    from headrace_airflow import xcom
+
+    return xcom.settings().to_json() if issubclass(XCom, xcom.HeadraceXCom) else ""
 
 
 def _server(configuration: Any) -> str:

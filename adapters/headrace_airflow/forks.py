@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,11 +42,13 @@ class Forks:
     Args:
         loop: where its connections are served.
         lost: called with the origin's exit code when it is gone, after its children's ``exited``.
+        descriptors: how many a child may have open, and how many it may allow itself.
     """
 
-    def __init__(self, loop: Loop, lost: Callable[[int], None]) -> None:
+    def __init__(self, loop: Loop, lost: Callable[[int], None], descriptors: tuple[int, int]) -> None:
         self._loop = loop
         self._lost = lost
+        self._descriptors = descriptors
         self._children: list[Child] = []
         self.ready = False
         """Whether the origin has imported what it needs."""
@@ -62,7 +65,13 @@ class Forks:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, self._descriptors)
         self._loop.listen(self._origin, self._hear, self._gone)
+
+    @property
+    def pid(self) -> int:
+        """The origin's."""
+        return self._process.pid
 
     def fork(
         self, kind: Literal["supervisor", "zygote"], hear: Callable[[Message], None], exited: Callable[[int], None]

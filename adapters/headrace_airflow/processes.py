@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
+from collections.abc import Collection
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -85,16 +87,36 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(errno, os.strerror(errno))
 
 
-def end_children() -> None:
-    """Kills every child of this process, adopted ones too, until there is none."""
-    while True:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = [int(pid) for pid in file.read().split()]
+def end_children(but: Collection[int] = ()) -> None:
+    """Kills every child of this process, adopted ones too, until there is none but these."""
+    while children := _children(but):
         for pid in children:
             try:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             except (ProcessLookupError, ChildProcessError):
                 pass
-        if not children:
-            return
+
+
+def reap_adopted(but: Collection[int]) -> None:
+    """Lets go of children that have ended; these are others' to wait for."""
+    for pid in _children(but):
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def _children(but: Collection[int]) -> list[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [pid for pid in map(int, file.read().split()) if pid not in but]
+
+
+def take_all_descriptors() -> tuple[int, int]:
+    """Allows this process as many descriptors as it may have; returns the limits of before, for its children."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    except (ValueError, OSError):  # a sandbox that forbids it
+        pass
+    return before

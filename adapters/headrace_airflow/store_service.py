@@ -9,9 +9,7 @@ there, or has failed; a second SIGTERM: at once.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
 import sys
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from headrace_airflow.processes import take_all_descriptors
 from headrace_airflow.store.errors import StoreUnreachableError
 from headrace_airflow.store.home import Home
 from headrace_airflow.store.service import StoreService
@@ -71,7 +70,7 @@ def _serve(settings: StoreSettings, ready: int | None) -> None:
         return
     if ready is not None:
         os.close(ready)
-    _take_all_descriptors()
+    take_all_descriptors()
     stops: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -119,12 +118,6 @@ def _leave_terminal(log: Path) -> None:
         os.dup2(fd, number)
     os.close(null)
     os.close(file)
-
-
-def _take_all_descriptors() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -160,8 +160,17 @@ def pair() -> tuple[Channel, socket.socket]:
 
 def peer_uid(sock: socket.socket) -> int:
     """The user at the other end of an AF_UNIX connection, as the kernel knows it."""
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+    return _peer(sock)[1]
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """The process that made the other end, or that listens there."""
+    return _peer(sock)[0]
+
+
+def _peer(sock: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid, gid
 
 
 def _close(fds: Sequence[int] | deque[int]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from headrace_airflow.store.errors import ForeignStoreError
-from headrace_airflow.wire import peer_uid
+from headrace_airflow.wire import peer_pid, peer_uid
 
 _SOCKET: Final = "store.sock"
 _LOCK: Final = "store.lock"
@@ -66,6 +66,17 @@ class Home:
             sock.close()
             raise ForeignStoreError(f"the store service in {self.path} is run by user {uid}")
         return sock
+
+    def serving(self) -> int | None:
+        """The pid of the service; ``None`` if there is none, or it is another user's."""
+        try:
+            sock = self.connect()
+        except OSError:
+            return None
+        if sock is None:
+            return None
+        with sock:
+            return peer_pid(sock)
 
     def lock(self) -> int | None:
         """Takes the right to be the service, for as long as the descriptor is open; ``None`` if somebody has it."""
