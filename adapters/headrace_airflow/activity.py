@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import enum
 import inspect
+import json
 import os
 import selectors
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timezone
 from socket import socketpair
 from typing import Any, ClassVar, Final
 
@@ -255,7 +258,25 @@ def _run_task(workload: Any, server: str) -> int:
         arguments["sentry_integration"] = workload.sentry_integration
     _coordinate(workload.ti.queue or "default")
     supervise = getattr(stock, "supervise_task", None) or stock.supervise
-    return int(supervise(**arguments))
+    try:
+        return int(supervise(**arguments))
+    except NotStarted:
+        raise
+    except Exception as error:
+        _tell_in_log(workload.log_path, f"The task's supervisor has failed: {type(error).__name__}: {error}", server)
+        raise
+
+
+def _tell_in_log(log_path: str | None, text: str, server: str) -> None:
+    """Has people find in the task's log what stock shows only in the scheduler's."""
+    from airflow.sdk.log import init_log_file
+
+    if not log_path:
+        return
+    now = datetime.now(tz=timezone.utc).isoformat()
+    line = {"timestamp": now, "level": "error", "logger": "headrace", "event": text, "server": server}
+    with suppress(OSError), init_log_file(log_path).open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _coordinate(queue: str) -> None:

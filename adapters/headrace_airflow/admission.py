@@ -8,6 +8,8 @@ Rules
 - A task that declares cpus or memory has them as long as it runs. One that does not counts as one cpu until it has been
   measured, then as what it uses: a hundred tasks that sleep may run beside each other.
 - With nothing running, the first always fits: a task larger than the node runs alone.
+- One that has waited ``longest_wait_s`` no longer waits for cpus, only for memory: Airflow gives up tasks that stay
+  queued for ten minutes, and too many at once are only slower, as they are in stock Airflow.
 - A zygote holds a parsed DAG file. It is replaced when a file it read has changed, never reloaded. Where a file cannot
   be held parsed (it fails, leaks threads, asks for Variables, ...), its tasks start from the bare zygote and parse for
   themselves, as stock Airflow does; so do tasks that have waited ``patience_s`` for a parse.
@@ -39,6 +41,7 @@ class Limits:
         patience_s: how long a task waits for the parse of its file.
         idle_s: how long an unused zygote is kept.
         zygotes: how many zygotes are kept; the one not used for the longest time goes.
+        longest_wait_s: how long a task waits for cpus.
     """
 
     cpus: float
@@ -47,6 +50,7 @@ class Limits:
     patience_s: float = 10.0
     idle_s: float = 300.0
     zygotes: int = 16
+    longest_wait_s: float = 60.0
 
 
 # --- events ---
@@ -199,6 +203,8 @@ class Task:
     zygote: int = BARE
     measured_cpus: float | None = None
     revoked: bool = False
+    patient: bool = True
+    """Whether it still waits for cpus."""
 
     @property
     def cpus(self) -> float:
@@ -338,6 +344,7 @@ class Admission:
             number = self._zygote_for(task, now, commands)
             if number is None:
                 continue
+            task.patient = now - task.since < self.limits.longest_wait_s
             if self._lacks(task):
                 return
             task.running = True
@@ -370,7 +377,7 @@ class Admission:
             return "free memory on the node"
         if len(others) >= self.limits.tasks:
             return "the end of another task: no more may run at once"
-        if sum(other.cpus for other in others) + task.cpus > self.limits.cpus:
+        if task.patient and sum(other.cpus for other in others) + task.cpus > self.limits.cpus:
             return "cpus"
         if sum(other.memory_bytes for other in others) + task.memory_bytes > self.limits.memory_bytes:
             return "memory that other tasks have declared"

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow.configuration import conf
 from airflow.executors.base_executor import PARALLELISM, BaseExecutor
@@ -40,9 +40,16 @@ _GATHER_S = 0.25
 """While tasks wait in the daemon, successors need not hurry: ends of tasks are gathered for so long, to save loops."""
 _GATHER_LOOPS = 2.0
 """... and for so many times the time that a loop takes, so that a slow loop leaves the machine to the tasks."""
+_CONGESTED_S = 5.0
+"""A daemon that has not started a task after so long is busy with others."""
 _DRAIN_LOG_S = 30.0
 _STOCK_RETRIES = 5
 _RETRIES = 8
+
+
+class _Sent(NamedTuple):
+    message: Message
+    sent_at: float
 
 
 class HeadraceExecutor(BaseExecutor):
@@ -68,8 +75,8 @@ class HeadraceExecutor(BaseExecutor):
         """Submission → key, of what the daemon has."""
         self._active: dict[Any, str] = {}
         """Key → its latest submission."""
-        self._unstarted: dict[str, Message] = {}
-        """Submissions that the daemon has not started yet, as they were sent: another daemon may have to do it."""
+        self._unstarted: dict[str, _Sent] = {}
+        """Submissions that the daemon has not started yet, oldest first: another daemon may have to do it."""
         self._submitted = False
         self._synced_at = time.monotonic()
         self._looked_at = 0.0
@@ -159,7 +166,7 @@ class HeadraceExecutor(BaseExecutor):
         }
         self._keys[submission] = key
         self._active[key] = submission
-        self._unstarted[submission] = message
+        self._unstarted[submission] = _Sent(message, time.monotonic())
         if self._daemon is not None:
             self._daemon.send(message)
 
@@ -271,17 +278,24 @@ class HeadraceExecutor(BaseExecutor):
             return
         self._daemon = client.connect(self.place, "scheduler", timeout_s=1.0)
         if self._daemon is not None:
-            for message in self._unstarted.values():
-                self._daemon.send(message)
+            for sent in self._unstarted.values():
+                self._daemon.send(sent.message)
         elif time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
             self._launched_at = time.monotonic()
             client.launch(self.place, self.settings, self.log_file, _environment(), _store())
 
     @property
     def slots_available(self) -> int:
-        """As stock, and none while there is no daemon."""
+        """As stock; none while there is no daemon, or while what it has waits for room.
+
+        What cannot start soon is better off unqueued: there the scheduler goes by priorities, and no token runs out.
+        """
         available: int = super().slots_available
-        return available if self._daemon is not None else 0
+        return available if self._daemon is not None and not self._is_congested() else 0
+
+    def _is_congested(self) -> bool:
+        oldest = next(iter(self._unstarted.values()), None)
+        return oldest is not None and time.monotonic() - oldest.sent_at >= _CONGESTED_S
 
     # --- what the scheduler asks for ---
 

@@ -22,6 +22,7 @@ class Settings:
         memory_bytes: how much memory tasks may declare; default: what the machine or its cgroup has.
         tasks: how many tasks run at once at most; default: ``[core] parallelism``.
         patience_s: a task that has waited so long for its DAG file to be parsed once for all parses it for itself.
+        longest_wait_s: how long a task waits for others to leave it a cpu; after that it starts beside them.
         zygote_idle_s: a parsed DAG file unused for this long is let go.
         zygotes: how many parsed DAG files are held.
         linger_s: the daemon ends when it has had neither a scheduler nor a task for this long.
@@ -35,6 +36,7 @@ class Settings:
     memory_bytes: int = 0
     tasks: int = 32
     patience_s: float = 10.0
+    longest_wait_s: float = 60.0
     zygote_idle_s: float = 300.0
     zygotes: int = 16
     linger_s: float = 60.0
@@ -50,7 +52,7 @@ class Settings:
         for name in ("cpus", "memory_bytes", "tasks", "zygotes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"[headrace] {name} must be more than 0, not {getattr(self, name)!r}")
-        for name in ("patience_s", "zygote_idle_s", "linger_s"):
+        for name in ("patience_s", "longest_wait_s", "zygote_idle_s", "linger_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"[headrace] {name} must not be negative, not {getattr(self, name)!r}")
         if self.at_end not in ("drain", "detach"):
@@ -62,6 +64,7 @@ NAMES: Final = {
     "memory": "memory_bytes",
     "tasks": "tasks",
     "patience": "patience_s",
+    "longest_wait": "longest_wait_s",
     "zygote_idle": "zygote_idle_s",
     "zygotes": "zygotes",
     "linger": "linger_s",

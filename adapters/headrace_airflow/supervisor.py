@@ -1,7 +1,7 @@
 """A supervisor: runs one workload after another. It holds their tokens, talks to the API server, runs no user code.
 
 daemon ──{"t": "run", name, workload, server} + zygote's socket──▶ supervisor
-daemon ◀──{"t": "started", pid} / {"t": "reported", state} / {"t": "ended", ok, info}── supervisor
+daemon ◀──{"t": "started", pid} / {"t": "reported", state} / {"t": "ended", ok, info, last}── supervisor
 daemon ──{"t": "look"}──▶ supervisor: ask the API server now whether the task shall go on
 """
 
@@ -10,9 +10,13 @@ from __future__ import annotations
 import signal
 import socket
 import traceback
+from typing import Final
 
 from headrace_airflow import internals, processes
 from headrace_airflow.wire import Channel, Message
+
+_RUN_HERE: Final = frozenset({"TestConnection"})
+"""Workloads whose hooks run in the supervisor itself, as in stock; it takes no other one after such a one."""
 
 
 class NotStarted(Exception):
@@ -28,7 +32,8 @@ def main(daemon: Channel) -> None:
         if message["t"] == "run":
             processes.set_title(f"headrace supervisor: {message['name']}")
             zygote = Channel(socket.socket(fileno=fds[0]))
-            daemon.send({"t": "ended", **_run(message, zygote, daemon)})
+            last = message["workload"]["type"] in _RUN_HERE
+            daemon.send({"t": "ended", "last": last, **_run(message, zygote, daemon)})
             daemon.drain(10.0)
             zygote.close()
             processes.set_title("headrace supervisor: idle")

@@ -96,6 +96,7 @@ class Zygote:
         try:
             processes.die_with_parent(os.getppid())
             os.setpgid(0, 0)
+            processes.be_first_to_go()
             for channel in (self._daemon, *self._supervisors.values()):
                 channel.close()
             for pid_fd in self._children:

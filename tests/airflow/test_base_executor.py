@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from airflow.executors.base_executor import BaseExecutor
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
-from headrace_airflow import HeadraceExecutor
+from headrace_airflow import HeadraceExecutor, wire
 
 OURS = {"log_file", "place", "settings"}
 """The public names that Airflow's executors do not have."""
@@ -183,6 +184,24 @@ class TestQueue:
     def test_has_no_room_without_a_daemon(self, executor: HeadraceExecutor) -> None:
         queue(executor, workload_of("task"))
         assert (executor.slots_occupied, executor.slots_available) == (1, 0)
+
+    def test_has_no_room_while_what_the_daemon_has_waits(
+        self, executor: HeadraceExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        executor._daemon, theirs = wire.pair()
+        daemon = wire.Channel(theirs)
+        queue(executor, workload_of("task"))
+        executor.trigger_tasks(open_slots=4)
+        assert executor.slots_available == 3
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+        assert executor.slots_available == 0
+        ((message, _),) = daemon.receive()
+        daemon.send({"t": "started", "id": message["id"], "pid": 1})
+        executor._take_events()
+        assert executor.slots_available == 3
+        executor.terminate()
+        daemon.close()
 
     def test_revokes_a_task_wherever_it_is_and_says_nothing(self, executor: HeadraceExecutor) -> None:
         queue(executor, workload_of("runs", 2), workload_of("waits"))

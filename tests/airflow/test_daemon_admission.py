@@ -114,6 +114,15 @@ def test_declared_memory_is_kept_free() -> None:
     assert made.handle(TaskEnded("a"), 0.0) == [StartTask("b", BARE)]
 
 
+def test_who_has_waited_long_no_longer_waits_for_cpus_but_for_memory() -> None:
+    made = machine(*[TaskSubmitted(name, None) for name in "ab"])
+    made.handle(TaskSubmitted("c", None), 5.0)
+    made.handle(TaskSubmitted("large", None, memory_bytes=2000), 5.0)
+    assert made.handle(Ticked(), 64.9) == []
+    assert made.handle(Ticked(), 65.0) == [StartTask("c", BARE)]
+    assert made.handle(Ticked(), 500.0) == []
+
+
 def test_a_large_task_gets_its_turn() -> None:
     made = machine(TaskSubmitted("a", None), TaskSubmitted("large", None, cpus=2))
     assert made.handle(TaskSubmitted("small", None), 0.0) == []
