@@ -80,7 +80,7 @@ class Daemon:
         self._place = place
         self._settings = settings
         s = settings
-        limits = Limits(s.cpus, s.memory_bytes, s.tasks, s.patience_s, s.zygote_idle_s, s.zygotes)
+        limits = Limits(s.cpus, s.memory_bytes, s.tasks, s.patience_s, s.zygote_idle_s, s.zygotes, s.longest_wait_s)
         self._machine = Admission(limits)
         self._loop = Loop()
         self.store = HostedStore(store, self._loop, _log)
@@ -352,6 +352,8 @@ class Daemon:
             case "ended":
                 supervisor.task, supervisor.idle_since = None, time.monotonic()
                 task.supervisor, task.pid = None, 0
+                if message.get("last"):
+                    self._loop.forget(supervisor.child.channel)  # it ends when it sees that
                 if message.get("started") is False:
                     task.state = "waiting"
                     self._handle(admission.SourcesChanged(task.zygote, key))
