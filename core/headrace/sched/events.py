@@ -32,8 +32,7 @@ class Span(NamedTuple):
     """Seconds spent unpickling its arguments and pickling its result; 0 in this process."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobSubmitted:
+class JobSubmitted(NamedTuple):
     """A graph was handed in; ids are ``base + index``. ``caller`` is the slot of the thread that waits for it, if any.
 
     Args:
@@ -57,15 +56,13 @@ class JobSubmitted:
     launch_s: float = 0.15
 
 
-@dataclass(frozen=True, slots=True)
-class QuickTasksRan:
+class QuickTasksRan(NamedTuple):
     """A caller has run tasks without asking, as ``Machine.quick_s`` allows: family, how many, seconds in all."""
 
     ran: Sequence[tuple[Hashable, int, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class FutureSubmitted:
+class FutureSubmitted(NamedTuple):
     """One call was submitted; ``deps`` are ids of earlier futures. Its result is wanted until ``FuturesDropped``."""
 
     task: int
@@ -73,28 +70,25 @@ class FutureSubmitted:
     family: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class FuturesDropped:
+class FuturesDropped(NamedTuple):
     """Nobody holds these futures any more: unfinished ones still run, their results are not kept."""
 
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TasksCancelled:
+class TasksCancelled(NamedTuple):
     """Futures that must not start; those that run already go on. Which were really cancelled is commanded back."""
 
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class JobCancelled:
+class JobCancelled(NamedTuple):
     """The caller has gone (Ctrl-C, an error of its own): stop the job's work at once."""
 
     job: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlotRan:
     """A slot has ended its batch: ``spans`` ran, ``returned`` were not started and may go elsewhere."""
 
@@ -103,28 +97,25 @@ class SlotRan:
     returned: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class SlotStalled:
+class SlotStalled(NamedTuple):
     """A slot is busy with one task for long; the rest of its batch was taken away from it unstarted."""
 
     slot: int
     returned: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class SlotBlocked:
+class SlotBlocked(NamedTuple):
     """The task that a pool slot is at waits for a future; the rest of its batch was taken away from it unstarted."""
 
     slot: int
     returned: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStarted:
+class WorkerStarted(NamedTuple):
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerRan:
     """A worker has finished tasks. ``arrived``: those of them whose values came along and are HERE now."""
 
@@ -133,16 +124,14 @@ class WorkerRan:
     arrived: Collection[int]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRaised:
+class TaskRaised(NamedTuple):
     """A task raised; its exception waits in the shell. ``place`` is HERE or a worker."""
 
     task: int
     place: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskUnpicklable:
+class TaskUnpicklable(NamedTuple):
     """A task could not be sent to a worker, or its result could not leave it; nothing of it is left there.
 
     ``must_stay``: not by accident; it holds something, such as a lock, that only this process may use.
@@ -153,24 +142,21 @@ class TaskUnpicklable:
     must_stay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ValuePublished:
+class ValuePublished(NamedTuple):
     """A worker has put a task's value into shared memory, from where every process can read it."""
 
     task: int
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class TasksRevoked:
+class TasksRevoked(NamedTuple):
     """A worker has given back tasks it had not started: it was asked to, or an input is not there after all."""
 
     worker: int
     tasks: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDied:
+class WorkerDied(NamedTuple):
     """A worker's process is gone; ``running`` is the task it was at, if any. ``expected``: it was told to stop."""
 
     worker: int
@@ -178,8 +164,7 @@ class WorkerDied:
     expected: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WorkersIdled:
+class WorkersIdled(NamedTuple):
     """A regular look at the clock: workers that had nothing to do for the idle time may be stopped, and what waits
     behind a task that takes longer than expected may go elsewhere."""
 

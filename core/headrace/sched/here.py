@@ -124,16 +124,18 @@ def _may_stay(m: Machine, task: Task) -> bool:
 def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
     """Gives an idle slot its next batch, beginning with a task."""
     kind = task.family.kind
-    m.out.append(command := c.RunHere(slot.id, job.id, [task.id], 0.0, 0.0, kind not in PYTHON))
     task.state = HERE_QUEUED
     slot.batch = [task]
+    batch = [task.id]
     if quick:
         job.quick_slot = slot
-        _extend(m, job, slot, command.tasks)
-        command.budget_s = QUICK_BUDGET_S
+        _extend(m, job, slot, batch)
         kinds = {task.family.kind for task in slot.batch}
-        command.patience_s = STALLED_S if UNKNOWN in kinds else OUTLIER_S
-        command.measured = not kinds.issubset(PYTHON)
+        patience_s = STALLED_S if UNKNOWN in kinds else OUTLIER_S
+        measured = not kinds.issubset(PYTHON)
+        m.out.append(c.RunHere(slot.id, job.id, batch, QUICK_BUDGET_S, patience_s, measured))
+    else:
+        m.out.append(c.RunHere(slot.id, job.id, batch, 0.0, 0.0, kind not in PYTHON))
     _engage(m, job, slot, kind)
 
 

@@ -48,8 +48,11 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
             orphans.append(number)
             continue
         family = task.family
-        family.ran_away(span, family not in worker.families, m.inline_below_s)
-        worker.families.add(family)
+        if family in worker.families:
+            family.ran_away(span, False, m.inline_below_s)
+        else:
+            worker.families.add(family)
+            family.ran_away(span, True, m.inline_below_s)
         task.size = span[5]
         if number in arrived_now:
             task.here = True

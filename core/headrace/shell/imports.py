@@ -1,7 +1,7 @@
 """What tasks will import: a new worker imports it before it is announced, so that no task has to wait for it there.
 
-Guesses only. What is missed is imported when a task needs it; what is there in vain costs a worker memory, so nothing is
-named that this process has not imported, and of a module's names only those that a function mentions are followed.
+Guesses only. What is missed is imported when a task needs it; what is there in vain costs a worker memory, so nothing
+is named that this process has not imported, and of a module's names only those that a function mentions are followed.
 """
 
 from __future__ import annotations
