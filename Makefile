@@ -26,7 +26,7 @@ COMPAT_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
-RUFF_PATHS := core adapters tests examples compat_suite
+RUFF_PATHS := core adapters plugins tests examples compat_suite
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test test-airflow test-oldest check check-format check-lint check-types check-imports compat bench format clean \
@@ -85,7 +85,7 @@ format: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) $(VENV_OLDEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist out
-	find core adapters tests examples compat_suite -name __pycache__ -type d -prune -exec rm -rf {} +
+	find core adapters plugins tests examples compat_suite -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than all that decides what is installed, so a second call does nothing.
 
