@@ -92,6 +92,39 @@ def test_a_copy_is_made_from_memory(root: str) -> None:
     assert files(root)[0].read_bytes()[: len(whole)] == whole
 
 
+def is_cached(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(fd, [bytearray(4096)], 1 << 20, os.RWF_NOWAIT) > 0
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def is_on_a_disk(folder: Path) -> bool:
+    with open(folder / "probe", "wb+") as file:
+        file.write(bytes(4 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return not is_cached(folder / "probe")
+
+
+@pytest.mark.parametrize("size", [(20 << 20) + 5, 32 << 20], ids=["odd", "even"])
+def test_a_large_copy_is_not_kept_in_memory_a_second_time(tmp_path: Path, size: int) -> None:
+    if not is_on_a_disk(tmp_path):
+        pytest.skip("the files of tests stand in memory")
+    whole = image_of(b"pickle", os.urandom(size))
+    url = storage.url_of(str(tmp_path / "root"), SLOT, "i" * 32)
+    fd = segments.create(len(whole))
+    os.pwrite(fd, whole, 0)
+    storage.write(url, {}, fd, len(whole), {**INFO, "id": "i" * 32})
+    os.close(fd)
+    assert not is_cached(Path(url))
+    assert bring_back(url) == [b"pickle", whole[-size:]]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "other", "empty"])
 def test_a_damaged_copy_is_noticed(root: str, damage: str) -> None:
     url = copy(root)

@@ -7,6 +7,9 @@ fsspec. Object stores show a file only once it is whole; for other filesystems a
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import mmap
 import os
 import time
 import zlib
@@ -192,16 +195,28 @@ def _write_local(path: Path, source: int | bytes, size_bytes: int, info: dict[st
     try:
         done = 0
         for chunk in _with_footer(source, size_bytes, info):
+            _bypass_cache(fd, size_bytes >= _LARGE and chunk.nbytes == _CHUNK)
             done += _write_all(fd, chunk, done)
         os.fdatasync(fd)
-        if size_bytes >= _LARGE:  # while the value is in memory, a second copy in the page cache only takes room
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
+
+
+def _bypass_cache(fd: int, on: bool) -> None:
+    """While a value is in memory, a second copy in the page cache only takes room and time. Only for whole chunks."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+    except OSError:  # a filesystem that cannot do so
+        pass
+
+
+def _bypasses_cache(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
 
 
 def _create(path: Path) -> int:
@@ -227,7 +242,7 @@ def _chunks(source: int | bytes, size_bytes: int) -> Iterator[memoryview]:
     if isinstance(source, bytes):
         yield memoryview(source)
         return
-    memory = bytearray(min(_CHUNK, size_bytes))
+    memory = mmap.mmap(-1, _CHUNK)  # begins with a page, as writing past the page cache demands
     done = 0
     while done < size_bytes:
         count = os.preadv(source, [memoryview(memory)[: size_bytes - done]], done)
@@ -255,7 +270,12 @@ def _write_all(fd: int, chunk: bytes | memoryview, offset: int) -> int:
     view = memoryview(chunk)
     done = 0
     while done < view.nbytes:
-        done += os.pwrite(fd, view[done:], offset + done)
+        try:
+            done += os.pwrite(fd, view[done:], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _bypasses_cache(fd):
+                raise
+            _bypass_cache(fd, False)  # it could not after all, or not from the middle of a chunk
     return done
 
 
