@@ -1,4 +1,4 @@
-"""``airflow headrace status | drain | resume | evict | stop``: what a node's daemon does, and what it shall do."""
+"""``airflow headrace status | drain | resume | evict | stop | store``: what a node does, and what it shall do."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ def commands() -> list[Any]:
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
     as_json = Arg(("--json",), help="print JSON", action="store_true")
+    to_collect = Arg(
+        ("--collect",),
+        help="first give up values that no row of the database refers to, because it was deleted through the REST API",
+        action="store_true",
+    )
     actions = [
         ("status", status, "Show the daemon of this node: its tasks and what it holds", (as_json,)),
         ("drain", drain, "Start no further task; what runs goes on", ()),
         ("resume", resume, "Start tasks again after a drain", ()),
         ("evict", evict, "Let go of all parsed DAG files; they are parsed again when needed", ()),
         ("stop", stop, "End the daemon, and with it what runs", ()),
+        ("store", store, "Show what HeadraceXCom holds on this node, by DAG run", (as_json, to_collect)),
     ]
     return [
         GroupCommand(
@@ -73,6 +79,19 @@ def evict(args: Any) -> None:
 def stop(args: Any) -> None:
     """Ends the daemon."""
     _ask({"t": "stop"})
+
+
+def store(args: Any) -> None:
+    """Prints what the XCom store holds."""
+    from headrace_airflow import xcom_admin
+
+    if args.collect:
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            count = xcom_admin.collect(session)
+        sys.stderr.write(f"{count} value(s) given up\n")
+    _print(xcom_admin.show(as_json=args.json))
 
 
 def _ask(message: Message) -> Message:

@@ -23,10 +23,23 @@ YOUNG_S: Final = 900.0
 
 
 def held() -> tuple[dict[str, Any] | None, list[RunUsage]]:
-    """The service's status (``None``: there is none on this node) and what it holds for each DAG run."""
-    with contextlib.closing(StoreClient(xcom.settings(), starts=False)) as client:
-        status, objects = client.ask("status"), client.ask("list")
-    return status, by_run(objects["objects"] if objects else [])
+    """The service's status (``None``: there is none on this node), and what is held for each DAG run.
+
+    Durable copies that the service has not heard of count, too: those that an earlier one has made, or another node's.
+    """
+    settings = xcom.settings()
+    with contextlib.closing(StoreClient(settings, starts=False)) as client:
+        status, answer = client.ask("status"), client.ask("list")
+    known = answer["objects"] if answer else []
+    ids = {found["id"] for found in known}
+    copies = storage.copies_by_run(settings.url, settings.storage_options)
+    others = [
+        {
+            "slot": storage.run_of(folder), "size": copy.size_bytes, "place": "away", "durable": "kept", "readers": 0,
+        }
+        for folder, of_run in copies.items() for id, copy in of_run.items() if id not in ids
+    ]  # fmt: skip
+    return status, by_run([*known, *others])
 
 
 def show(*, as_json: bool = False) -> str:
@@ -53,9 +66,9 @@ def collect(session: Any, *, young_s: float = YOUNG_S) -> int:
         known = client.ask("list")
         young = {found["id"] for found in (known["objects"] if known else []) if found["unused_s"] < young_s}
         referred = _referred(session, copies.keys())
-        for urls in copies.values():
-            for id in urls.keys() - young - referred:
-                client.delete({"id": id, "url": urls[id]})
+        for of_run in copies.values():
+            for id in of_run.keys() - young - referred:
+                client.delete({"id": id, "url": of_run[id].url})
                 removed += 1
     return removed
 

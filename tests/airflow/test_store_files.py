@@ -307,5 +307,7 @@ def test_copies_are_listed_by_run(root: str) -> None:
     assert set(found) == {storage.run_folder("dag", SLOT.run_id), storage.run_folder("dag", "other")}
     (listed,) = found[storage.run_folder("dag", SLOT.run_id)].items()
     assert listed[0] == "i" * 32
-    assert bring_back(listed[1]) == bring_back(url)
+    assert bring_back(listed[1].url) == bring_back(url)
+    assert listed[1].size_bytes > 0
+    assert {storage.run_of(folder) for folder in found} == {("dag", SLOT.run_id), ("dag", "other")}
     assert not any(storage.copies_by_run(root, {}, 3600.0).values()), "all are young"

@@ -42,7 +42,13 @@ def test_a_table_says_what_is_held_and_what_is_wrong() -> None:
 
 def test_an_empty_store_has_no_table() -> None:
     assert len(render({**STATUS, "reasons": []}, []).splitlines()) == 1
-    assert "nothing is in memory" in render(None, [])
+    assert render(None, []) == "No store service is at work on this node: nothing is in memory."
+
+
+def test_copies_are_shown_where_no_service_is_at_work() -> None:
+    lines = render(None, by_run([{**an_object("r", 1 << 20, "away"), "slot": ("dag", "r")}])).splitlines()
+    assert "nothing is in memory" in lines[0]
+    assert lines[2].split()[:2] == ["dag", "r"]
 
 
 # Settings

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,15 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=["LocalExecutor", "headrace_airflow.HeadraceExecutor"])
+HEADRACE = "headrace_airflow.HeadraceExecutor"
+
+
+@pytest.fixture(
+    scope="module", params=[("LocalExecutor", "sqlite"), (HEADRACE, "postgres")], ids=lambda param: param[0]
+)
 def airflow(request: pytest.FixtureRequest, make_shared_airflow: Any) -> RealAirflow:
-    return make_shared_airflow(executor=request.param, dags=DAGS, settings=SETTINGS)
+    executor, database = request.param
+    return make_shared_airflow(database, executor=executor, dags=DAGS, settings=SETTINGS)
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ def test_what_was_deleted_through_the_api_is_collected(airflow: RealAirflow, sto
         "with create_session() as session: print('collected', collect(session, young_s=0.0))\n"
         "print(show())\n"
     )
-    out = run_python(airflow, code)
+    out = run_python(airflow, "-c", code)
     assert "collected 2" in out
     assert kept.run_id in out
     wait_until(lambda: store.ask("flush") and not copies(airflow, deleted), "the erasing")
@@ -155,12 +164,37 @@ def test_what_was_deleted_through_the_api_is_collected(airflow: RealAirflow, sto
     assert len(copies(airflow, kept)) == 1
 
 
-def run_python(airflow: RealAirflow, code: str) -> str:
-    import subprocess
-    import sys
+def test_the_command_line_shows_what_is_held(airflow: RealAirflow, store: StoreClient) -> None:
+    run = airflow.run("xcom_producer")
+    store.ask("flush")
+    held = json.loads(run_python(airflow, "-m", "airflow", "headrace", "store", "--json"))
+    (usage,) = [usage for usage in held["runs"] if usage["run_id"] == run.run_id]
+    assert (usage["dag_id"], usage["objects"], usage["not_copied"]) == ("xcom_producer", 1, 0)
+    assert usage["memory_bytes"] == usage["copied_bytes"] > 8 * 200_000
+    assert held["service"]["pid"] == status(store)["pid"]
+    kill_store(store)
+    shown = run_python(airflow, "-m", "airflow", "headrace", "store", "--collect")
+    (line,) = [line for line in shown.splitlines() if run.run_id in line]
+    assert line.split()[:4] == ["xcom_producer", run.run_id, "1", "0"], "its copy counts, who has made it or not"
 
+
+def test_the_daemon_hosts_the_store_where_there_is_one(airflow: RealAirflow, store: StoreClient) -> None:
+    airflow.run("xcom_producer")
+    serving = psutil.Process(status(store)["pid"])
+    command = " ".join(serving.cmdline())
+    assert ("headrace_airflow.daemon" in command) == (HEADRACE in airflow.environment["AIRFLOW__CORE__EXECUTOR"])
+    assert ("headrace_airflow.store_service" in command) != ("headrace_airflow.daemon" in command)
+
+
+def status(store: StoreClient) -> dict[str, Any]:
+    found = store.ask("status")
+    assert found is not None
+    return found
+
+
+def run_python(airflow: RealAirflow, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], env=airflow.environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments], env=airflow.environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -45,14 +45,14 @@ def by_run(objects: Iterable[Mapping[str, Any]]) -> list[RunUsage]:
 
 def render(status: Mapping[str, Any] | None, runs: list[RunUsage]) -> str:
     """A table, with a line about the store as a whole before it."""
-    if status is None:
-        return "No store service is at work on this node: nothing is in memory."
-    lines = [
-        f"Store service {status['pid']}: {readable_size(status['memory_bytes'])} of "
-        f"{readable_size(status['budget_bytes'])} in memory, {readable_size(status['spilled_bytes'])} in files, "
-        f"{status['objects']} values; durable copies in {status['url']}"
-    ]
-    lines += [f"{status['failed']} copies could not be made: {reason}" for reason in status["reasons"]]
+    lines = ["No store service is at work on this node: nothing is in memory."]
+    if status is not None:
+        lines = [
+            f"Store service {status['pid']}: {readable_size(status['memory_bytes'])} of "
+            f"{readable_size(status['budget_bytes'])} in memory, {readable_size(status['spilled_bytes'])} in files, "
+            f"{status['objects']} values; durable copies in {status['url']}"
+        ]
+        lines += [f"{status['failed']} copies could not be made: {reason}" for reason in status["reasons"]]
     rows = [("DAG", "run", "values", "in memory", "in files", "copied", "not copied", "being read")]
     rows += [
         (

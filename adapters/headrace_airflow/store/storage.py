@@ -15,8 +15,8 @@ import time
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote
 
 from headrace_airflow.store import image
 from headrace_airflow.store.ledger import Slot
@@ -25,6 +25,7 @@ _CHUNK: Final = 8 << 20
 _LARGE: Final = 16 << 20
 _ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "r2", "memory"})
 _LONGEST_NAME: Final = 120
+_PARTIAL_LASTS_S: Final = 86400.0
 SUFFIX: Final = ".headrace"
 PARTIAL: Final = ".part"
 MOST_EXTRA_BYTES: Final = image.MOST_FOOTER_BYTES + 4096
@@ -137,26 +138,35 @@ def sweep(root: str, options: dict[str, Any], ttl_s: float, keep: Collection[str
     """
     now_s = time.time()
     removed = 0
-    for folder, files in _by_run(root, options).items():
-        newest = now_s if folder in keep else max(written_s for _, written_s in files)
-        for url, written_s in files:
-            age_s = now_s - (written_s if url.endswith(PARTIAL) else newest)
-            if age_s > (86400.0 if url.endswith(PARTIAL) else ttl_s):
-                erase(url, options)
+    for folder, copies in _by_run(root, options).items():
+        newest_s = now_s if folder in keep else max(copy.changed_s for copy in copies)
+        for copy in copies:
+            partial = copy.url.endswith(PARTIAL)
+            if now_s - (copy.changed_s if partial else newest_s) > (_PARTIAL_LASTS_S if partial else ttl_s):
+                erase(copy.url, options)
                 removed += 1
     return removed
 
 
-def copies_by_run(root: str, options: dict[str, Any], young_s: float) -> dict[str, dict[str, str]]:
-    """Run (as ``run_folder`` calls it) → id → URL, of every durable copy that is older than ``young_s``."""
+class Copy(NamedTuple):
+    """A durable copy, or what a writer has begun."""
+
+    url: str
+    size_bytes: int
+    changed_s: float
+    """When it was written or, if it is a local one, read."""
+
+    @property
+    def id(self) -> str:
+        return self.url.rpartition("-")[2].removesuffix(SUFFIX)
+
+
+def copies_by_run(root: str, options: dict[str, Any], young_s: float = 0.0) -> dict[str, dict[str, Copy]]:
+    """Run (as ``run_folder`` calls it) → id → every durable copy that is older than ``young_s``."""
     before_s = time.time() - young_s
     return {
-        folder: {
-            url.rpartition("-")[2].removesuffix(SUFFIX): url
-            for url, written_s in files
-            if url.endswith(SUFFIX) and written_s <= before_s
-        }
-        for folder, files in _by_run(root, options).items()
+        folder: {copy.id: copy for copy in copies if copy.url.endswith(SUFFIX) and copy.changed_s <= before_s}
+        for folder, copies in _by_run(root, options).items()
     }
 
 
@@ -165,28 +175,34 @@ def run_folder(dag_id: str, run_id: str) -> str:
     return f"{_name(dag_id)}/{_name(run_id)}"
 
 
-def _by_run(root: str, options: dict[str, Any]) -> dict[str, list[tuple[str, float]]]:
-    """The files of each run, with the times of their last change."""
+def run_of(folder: str) -> tuple[str, str]:
+    """DAG and run of a ``run_folder``; very long names come back shortened."""
+    dag_id, _, run_id = folder.partition("/")
+    return unquote(dag_id), unquote(run_id)
+
+
+def _by_run(root: str, options: dict[str, Any]) -> dict[str, list[Copy]]:
     base = local_path(root)
-    found: dict[str, list[tuple[str, float]]] = {}
-    if base is not None:
-        for path in base.glob("*/*/*/*/*"):
-            if path.name.endswith((SUFFIX, PARTIAL)):
-                try:
-                    found.setdefault(str(path.parents[2].relative_to(base)), []).append(
-                        (f"{root.rstrip('/')}/{path.relative_to(base)}", path.stat().st_mtime)
-                    )
-                except FileNotFoundError:
-                    continue
-    else:
-        fs, where = _open_fs(root, options)
-        scheme = root.split("://")[0]
-        for name in fs.find(where) if fs.exists(where) else []:
-            if name.endswith((SUFFIX, PARTIAL)):
-                changed = fs.modified(name)
-                folder = "/".join(name.rsplit("/", 5)[1:3])
-                found.setdefault(folder, []).append((f"{scheme}://{name}", changed.timestamp()))
+    found: dict[str, list[Copy]] = {}
+    for copy in _local_copies(root, base) if base is not None else _remote_copies(root, options):
+        found.setdefault("/".join(copy.url.rsplit("/", 5)[1:3]), []).append(copy)
     return found
+
+
+def _local_copies(root: str, base: Path) -> Iterator[Copy]:
+    for folder, _, names in os.walk(base):  # unlike glob, it does not mind folders that are erased meanwhile
+        for path in [Path(folder, name) for name in names if name.endswith((SUFFIX, PARTIAL))]:
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                yield Copy(f"{root.rstrip('/')}/{path.relative_to(base)}", found.st_size, found.st_mtime)
+
+
+def _remote_copies(root: str, options: dict[str, Any]) -> Iterator[Copy]:
+    fs, where = _open_fs(root, options)
+    scheme = root.split("://")[0]
+    for name in fs.find(where) if fs.exists(where) else []:
+        if name.endswith((SUFFIX, PARTIAL)):
+            yield Copy(f"{scheme}://{name}", fs.size(name), fs.modified(name).timestamp())
 
 
 def _write_local(path: Path, source: int | bytes, size_bytes: int, info: dict[str, Any]) -> None:
