@@ -34,6 +34,7 @@ States: TypeAlias = dict[str, bytes]
 """Name → state, as only the companion understands it. Not changed once it is made."""
 
 _companions: dict[str, str] = {}
+_waiting: list[Callable[[], object]] = []
 _shared: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None]]] = {}
 _ears: dict[str, Callable[[bytes], object]] = {}
 _mouth: Callable[[str, bytes], bool] = lambda name, said: False  # noqa: E731 - where there is no owner
@@ -54,7 +55,10 @@ def add_to(environment: dict[str, str]) -> None:
 
 
 def install(environment: Mapping[str, str]) -> None:
-    """In a worker, before it imports anything else: has it import companions as their modules come."""
+    """In a worker, before it imports anything else: has it import companions as their modules come.
+
+    A worker that was forked may have some modules already: their companions come now.
+    """
     global in_worker
     in_worker = True
     for pair in filter(None, environment.get(_VARIABLE, "").split(",")):
@@ -62,6 +66,19 @@ def install(environment: Mapping[str, str]) -> None:
         _companions[module] = companion
     if _companions:
         sys.meta_path.insert(0, _Finder(dict(_companions)))
+    for act in _waiting:
+        act()
+    for module, companion in list(_companions.items()):
+        if module in sys.modules:
+            _import(companion)
+
+
+def once_in_worker(act: Callable[[], object]) -> None:
+    """Has a companion do something in workers: now if this process is one, or when it is told that it is."""
+    if in_worker:
+        act()
+    else:
+        _waiting.append(act)
 
 
 def share(
@@ -157,7 +174,11 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        try:
-            importlib.import_module(self._companion)
-        except ImportError:  # not installed where the worker runs: the module works without it
-            pass
+        _import(self._companion)
+
+
+def _import(companion: str) -> None:
+    try:
+        importlib.import_module(companion)
+    except ImportError:  # not installed where the worker runs: the module works without it
+        pass

@@ -165,8 +165,12 @@ class Runtime(Executor):
             with self._shield:
                 job, event = self._open(graph, lane, limit, observer)
             failure = self._drive(job, event)
-            if failure is not None and rerun and not failure.deaths:
-                job.recompute(failure.task - job.base)
+            if failure is not None:
+                if rerun and not failure.deaths:
+                    job.recompute(failure.task - job.base)
+                raise job.error(failure.task - job.base, failure.deaths)
+            values = [job.load(index) for index in graph.outputs]
+            self._collected(job)
         except BaseException:
             if job is not None:
                 self._abandon(job)
@@ -175,12 +179,6 @@ class Runtime(Executor):
             if show_loop is not None:
                 show_loop()
             self._shield.uninstall(level)
-        if failure is not None:
-            self._raise(job, failure)
-        try:
-            values = [job.load(index) for index in graph.outputs]
-        finally:
-            self._collected(job)
         return [Stored(value) for value in values] if keep else values
 
     def _checked_lane(self, lane: str | None, limit: int | None) -> str:
@@ -270,19 +268,6 @@ class Runtime(Executor):
         with self._shield:
             self._post(e.JobCancelled(job.number))
             self._collected(job)
-
-    def _raise(self, job: Job, failure: c.FailJob) -> None:
-        index = failure.task - job.base
-        try:
-            if failure.deaths:
-                raise job.death(index, failure.deaths)
-            error = job.errors[index]
-        finally:
-            self._collected(job)
-        try:
-            raise error
-        finally:
-            del error
 
     def _collected(self, job: Job) -> None:
         """The caller has taken what it wants: forget the job."""
@@ -388,6 +373,7 @@ class Runtime(Executor):
         job = self._jobs.by_number.get(command.job)
         if job is not None:
             job.tell_started(command.tasks)
+        self._threads.get_ready(command)
         if command.slot == slot:
             return True
         self._threads.put(command)

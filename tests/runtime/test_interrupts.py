@@ -90,7 +90,7 @@ def test_a_signal_handler_that_raises_reaches_the_caller_and_leaves_the_runtime_
 
 
 STORM = """
-    import random, time
+    import random
     from concurrent.futures import CancelledError, wait
     from headrace import testing
     from headrace.graph import Graph
@@ -116,8 +116,7 @@ STORM = """
         except CancelledError:
             pass
 
-    end_s = time.monotonic() + 1.5
-    while time.monotonic() < end_s:
+    while raised < 400:
         try:
             signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 4e-3))
             for _ in range(100):  # for ever, but that an alarm is lost if it rings while a finalizer runs
@@ -125,7 +124,6 @@ STORM = """
             signal.setitimer(signal.ITIMER_REAL, 0.0)
         except Alarm:
             raised += 1
-    assert raised > 25, raised
     rt.run(graph)  # puts back what an alarm has kept from being put back
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -163,7 +163,7 @@ def _queued_s() -> float:
 
 class Watch:
     """A daemon thread that notices batches of presumably quick tasks that are stuck in one. Sleeps for good while no
-    such batch runs.
+    such batch runs. Not more than one thread at a time may start it.
 
     Args:
         stalled: called from the watch thread with a batch whose rest should go elsewhere.
@@ -177,24 +177,21 @@ class Watch:
         self._next_s = math.inf  # when it will look again
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._starting = threading.RLock()
+
+    def start(self) -> None:
+        """Starts the thread, unless there is one, or none is left for this process: then batches run unwatched."""
+        if self._thread is None and not self._closed:
+            thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return
+            self._thread = thread
 
     def begin(self, batch: Batch) -> None:
         self._batches.add(batch)
-        if self._thread is None:
-            self._start()
         if self._next_s > perf_counter() + batch.patience_s:
             self._wake.put(None)
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None and not self._closed:
-                thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return  # no thread is left for this process: its batches run unwatched
-                self._thread = thread
 
     def end(self, batch: Batch) -> None:
         self._batches.discard(batch)

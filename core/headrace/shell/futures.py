@@ -7,6 +7,7 @@ its callbacks are foreign code: what a command asks for is appended to ``after``
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
@@ -24,12 +25,25 @@ After = list[Callable[[], object]]
 """What is to be called once the runtime's lock has been left."""
 
 
+class _Condition(threading.Condition):
+    """One that is never left locked by an exception out of a signal handler.
+
+    ``with`` looks both methods up before it calls the first, so here it calls the lock's own, and no Python runs
+    between the taking of the lock and the block. Those of the standard library are functions in Python: Ctrl-C in the
+    midst of one leaves the future locked, and the thread that is to resolve it waits for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)  # pyright: ignore[reportAssignmentType]
+    __exit__ = property(lambda self: self._lock.__exit__)  # pyright: ignore[reportAssignmentType]
+
+
 class RuntimeFuture(Future):  # type: ignore[type-arg]
     """The future of :meth:`Runtime.submit`. May be an argument of further submits, nested in lists, tuples and
     dicts."""
 
     def __init__(self, owner: Futures, task: int) -> None:
         super().__init__()
+        self._condition = _Condition()
         self._owner = owner
         self._task = task
         self._waiters = _Waiters(owner.about_to_wait)
@@ -183,7 +197,7 @@ class Futures:
         future = self.open.pop(command.task, None)
         if future is not None:
             job, cause = self._jobs.futures, command.cause
-            error = job.death(cause, command.deaths) if command.deaths else job.errors[cause]
+            error = job.error(cause, command.deaths)
             after.append(lambda: _resolve(future.set_exception, error))
 
     def cancel(self, command: c.CancelFuture, after: After) -> None:

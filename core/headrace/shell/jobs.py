@@ -122,8 +122,10 @@ class Job:
         """The name of a task, for messages."""
         return str(self.keys[index])
 
-    def death(self, index: int, deaths: int) -> WorkerDied:
-        """The error of a task that was given up."""
+    def error(self, index: int, deaths: int) -> BaseException:
+        """Why a task has failed: what it raised, or that it was given up after so many deaths of workers."""
+        if not deaths:
+            return self.errors[index]
         reason, rss_bytes = self.obituaries.get(index, self.last_obituary)
         return WorkerDied(self.key(index), deaths, reason, rss_bytes)
 

@@ -78,6 +78,12 @@ class SlotThreads:
         """The caller does not wait any more."""
         self._mailboxes.pop(slot, None)
 
+    def get_ready(self, command: c.RunHere) -> None:
+        """Starts what a batch needs. Under the runtime's lock, inside the shield: whatever a signal's handler raises
+        while a thread is being started tears it."""
+        if command.patience_s:
+            self._watch.start()
+
     def put(self, command: c.RunHere) -> None:
         """Hands a batch to the thread of its slot. Under the runtime's lock; does not block."""
         slot = command.slot

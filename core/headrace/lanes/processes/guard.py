@@ -22,10 +22,13 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_owner(life_fd: int) -> None:
-    """Called by a worker that leads its process group. An owner that died before is seen at the socket."""
+    """Called by a worker. An owner that died before is seen at the socket.
+
+    A worker that does not lead its process group belongs to its owner's: that one ends what is in it.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     try:
-        fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp() if os.getpgrp() == os.getpid() else os.getpid())
         fcntl.fcntl(life_fd, _F_SETSIG, int(signal.SIGKILL))
         fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)
     except OSError:

@@ -163,7 +163,7 @@ class IoThread:
             self._host.post(WorkerDied(peer.number, None, peer.stopping))
             return
         self._peers[peer.number] = peer
-        self._selector.register(peer.link.pid_fd, selectors.EVENT_READ, lambda _: self._end_of(peer))
+        self._selector.register(peer.link.process.pid_fd, selectors.EVENT_READ, lambda _: self._end_of(peer))
         self._selector.register(peer.link.channel, selectors.EVENT_READ, lambda mask: self._hear(peer, mask))
         self._flush(peer)
 
@@ -195,7 +195,7 @@ class IoThread:
         """The process has ended."""
         link = peer.link
         assert link is not None
-        self._selector.unregister(link.pid_fd)
+        self._selector.unregister(link.process.pid_fd)
         if link.channel in self._watched():
             self._selector.unregister(link.channel)
         del self._peers[peer.number]

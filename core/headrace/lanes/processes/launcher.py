@@ -1,12 +1,14 @@
-"""Starts worker processes: always a fresh exec, never a fork of this process, which may have any threads and locks.
+"""Starts worker processes: by a fresh exec, never by a fork of this process, which may have any threads and locks.
 
-A worker never imports ``__main__``, so unguarded scripts, notebooks, the REPL and programs from stdin all work.
+Somebody else may fork them, from a process that has no threads (:mod:`headrace.foster`). A worker never imports
+``__main__``, so unguarded scripts, notebooks, the REPL and programs from stdin all work.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,12 +17,13 @@ from pathlib import Path
 from typing import Final
 
 import headrace
-from headrace import companions
+from headrace import companions, foster
 from headrace.lanes.processes.wire import Channel
 
+_MAIN: Final = ("headrace.lanes.processes.worker", "main")
 _BOOTSTRAP: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]]; "
-    "from headrace.lanes.processes.worker import main; main(*map(int, sys.argv[2:6]))"
+    f"from {_MAIN[0]} import {_MAIN[1]}; {_MAIN[1]}(*map(int, sys.argv[2:6]))"
 )
 _ONE_THREAD: Final = (
     "OMP_NUM_THREADS",
@@ -32,17 +35,43 @@ _ONE_THREAD: Final = (
 _HASH_SEED: Final = "0"
 
 
+class Executed:
+    """A worker that this process has started by itself; ``Fostered`` says what one has to do."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.pid_fd = os.pidfd_open(process.pid)
+
+    def kill(self) -> None:
+        for send in (os.killpg, os.kill):  # it may not lead its group yet
+            try:
+                send(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+
+    def collect(self) -> tuple[int, int] | None:
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            return None
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode, usage.ru_maxrss * 1024
+
+    def forget(self) -> None:
+        self._process.returncode = 0
+
+
 @dataclass(slots=True)
 class Launched:
     """A new worker process and the owner's ends of what connects it; all of them are the receiver's to close."""
 
-    process: subprocess.Popen[bytes]
+    process: foster.Fostered
     channel: Channel
     page: mmap.mmap
     """What the worker is at, see worker.py; readable after its death too."""
     life_fd: int
     """Kills the worker and its children when it is closed, however this process ends."""
-    pid_fd: int
 
 
 def launch(place: int) -> Launched:
@@ -65,29 +94,38 @@ def launch(place: int) -> Launched:
         our_socket, their_socket, life_read, life_write, page_fd = opened
         os.ftruncate(page_fd, mmap.PAGESIZE)
         page = mmap.mmap(page_fd, mmap.PAGESIZE)
-        process = _execute(place, their_socket, page_fd, life_read)
-        pid_fd = os.pidfd_open(process.pid)
+        process = _start(place, (their_socket, page_fd, life_read))
         for fd in (their_socket, life_read, page_fd):
             opened.remove(fd)
             os.close(fd)
         opened.clear()
-        return Launched(process, Channel(socket.socket(fileno=our_socket)), page, life_write, pid_fd)
+        return Launched(process, Channel(socket.socket(fileno=our_socket)), page, life_write)
     finally:
         for fd in opened:
             os.close(fd)
 
 
-def _execute(place: int, socket_fd: int, page_fd: int, life_fd: int) -> subprocess.Popen[bytes]:
+def _start(place: int, descriptors: tuple[int, int, int]) -> foster.Fostered:
+    environment = worker_environment(os.environ.copy())
+    if foster.start is not None:
+        try:
+            return foster.start(foster.Order(*_MAIN, descriptors, (place,), environment))
+        except OSError:  # nobody is there any more
+            pass
+    return Executed(_execute(place, descriptors, environment))
+
+
+def _execute(place: int, descriptors: tuple[int, int, int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise OSError("this Python does not know its interpreter's path (sys.executable), so it cannot start workers")
     root = str(Path(headrace.__file__).parent.parent)
-    numbers = [str(n) for n in (socket_fd, page_fd, life_fd, place)]
+    numbers = [str(n) for n in (*descriptors, place)]
     return subprocess.Popen(
         [sys.executable, *_interpreter_flags(), "-c", _BOOTSTRAP, root, *numbers],
         stdin=subprocess.DEVNULL,
-        pass_fds=(socket_fd, page_fd, life_fd),
+        pass_fds=descriptors,
         start_new_session=True,
-        env=worker_environment(os.environ.copy()),
+        env=environment,
     )
 
 

@@ -7,7 +7,6 @@ Who may touch what: ``outbox`` is appended to by anybody; what it leads to is do
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections import deque
 from typing import Any, Final, TypeAlias
@@ -57,17 +56,9 @@ class Peer:
     def kill(self) -> None:
         """Kills the worker and what its tasks have started, now. Thread-safe."""
         with self._ending:
+            # Its number is still the worker's: whoever reaps it holds the lock and sets ``dead``.
             if self.link is not None and not self.dead:
-                self._kill_group(self.link.process.pid)
-
-    @staticmethod
-    def _kill_group(pid: int) -> None:
-        # The number is still the worker's: whoever reaps it holds the lock and sets ``dead``.
-        for send in (os.killpg, os.kill):  # it may not lead its group yet
-            try:
-                send(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+                self.link.process.kill()
 
     def reap(self) -> tuple[str, int]:
         """Collects a worker that has ended, and kills what its tasks have left behind.
@@ -78,19 +69,16 @@ class Peer:
         assert self.link is not None
         process = self.link.process
         with self._ending:
-            self._kill_group(process.pid)
+            process.kill()
             self.dead = True
-            peak_bytes = 0
-            try:
-                _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
-                peak_bytes = usage.ru_maxrss * 1024
-            except ChildProcessError:
-                return "gone; somebody else has collected its exit code", self.rss_bytes
+            ended = process.collect()
+        if ended is None:
+            return "gone; somebody else has collected its exit code", self.rss_bytes
+        code, peak_bytes = ended
         # A new process inherits the peak of the one that started it; only a higher one is its own.
         if peak_bytes > _own_peak_bytes():
             self.rss_bytes = peak_bytes
-        return describe_exit(process.returncode), self.rss_bytes
+        return describe_exit(code), self.rss_bytes
 
     def blamed_task(self) -> int | None:
         """The task that the worker is at, by its page, or was at when it died."""
@@ -125,13 +113,13 @@ class Peer:
             self.link.channel.close()
             self.link.page.close()
             os.close(self.link.life_fd)
-            os.close(self.link.pid_fd)
+            os.close(self.link.process.pid_fd)
             self.link = None
 
     def forget_in_child(self) -> None:
         """In a forked child of the owner: lets go of the connection without a word."""
         if self.link is not None:
-            self.link.process.returncode = 0  # it is no child of this process
+            self.link.process.forget()
             self.close()
 
 
