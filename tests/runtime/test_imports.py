@@ -25,7 +25,7 @@ def lazy() -> Any:
 
 
 def never() -> Any:
-    import headrace_that_nobody_has  # type: ignore[import-not-found]
+    import headrace_that_nobody_has
 
     return headrace_that_nobody_has
 
@@ -68,6 +68,6 @@ def test_a_callable_that_answers_to_every_name() -> None:
 
         def __call__(self) -> None: ...
 
-        __hash__ = None  # type: ignore[assignment]
+        __hash__ = None
 
     assert modules_of([call(Anything())] * 2) == (__name__,)

@@ -1,4 +1,4 @@
-"""Makes the fake world importable for the tests of the decision core."""
+"""Makes the simulation and the driver importable for the tests of the decision core."""
 
 import sys
 from pathlib import Path

@@ -13,325 +13,20 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+
+from fake_shell import PROFILES, FakeShell, FakeSlot, FakeWorker, combine
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.machine import FUTURES, Machine
+from headrace.sched.machine import FUTURES
 
-MODULUS = (1 << 61) - 1
 Action = tuple[str, Callable[[], None]]
 
-PROFILES = {
-    # wall, cpu share alone, cpu share beside others, width
-    "quick": (2e-6, 1.0, 1.0, 1.0),
-    "free": (0.01, 1.0, 1.0, 1.0),
-    "wide": (0.05, 1.0, 1.0, 3.0),
-    "gil": (0.08, 1.0, 0.5, 1.0),
-}
-FAMILIES = tuple(PROFILES)
 
-
-def combine(number: int, inputs: Iterable[int]) -> int:
-    value = number + 1
-    for x in inputs:
-        value = (value * 1_000_003 + x) % MODULUS
-    return value
-
-
-@dataclass
-class FakeJob:
-    number: int
-    base: int
-    deps: list[tuple[int, ...]]
-    families: list[str]
-    outputs: list[int]
-    literals: set[int]
-    pinned: set[int]
-    lane: str
-    caller: int | None
-    expected: list[int]
-    blocked: FakeSlot | None = None  # the slot whose task waits for this nested job
-
-
-@dataclass
-class FakeFuture:
-    task: int
-    deps: tuple[int, ...]
-    family: str
-    expected: int
-    outcome: str = ""
-
-
-@dataclass
-class FakeSlot:
-    number: int
-    job: int = -1
-    pending: deque[int] = field(default_factory=deque)
-    current: int | None = None
-    spans: list[e.Span] = field(default_factory=list)
-    busy: bool = False
-    alone: bool = True
-    stalled: bool = False
-    blocked: bool = False
-    waits_for: int | None = None  # the nested job that its task waits for
-    awaits: int | None = None  # the future that its task waits for
-    outer: FakeSlot | None = None  # of the caller of a nested job: the slot whose task that is
-
-
-@dataclass
-class FakeWorker:
-    number: int
-    up: bool = False
-    stopping: bool = False
-    inbox: deque[Any] = field(default_factory=deque)
-    queue: deque[int] = field(default_factory=deque)
-    values: dict[int, int] = field(default_factory=dict)
-    outbox: deque[e.Event] = field(default_factory=deque)
-    current: int | None = None
-    result: int = 0  # of the current task: it has read its inputs
-    promised: set[int] = field(default_factory=set)  # queued, or ordered to be
-
-    def has_or_makes(self, task: int) -> bool:
-        return task in self.values or task in self.promised
-
-    def refused(self, task: int) -> bool:
-        """Whether it has let go of a value that cannot leave it, and the machine has not heard yet."""
-        return any(isinstance(event, e.TaskUnpicklable) and event.task == task for event in self.outbox)
-
-
-class World:
-    """The machine and everything around it.
-
-    Args:
-        lane: of futures.
-        trouble: whether tasks raise, cannot be pickled, take their worker down, or workers fail to start.
-    """
-
-    def __init__(self, cores: int = 2, lane: str = "auto", trouble: bool = True, check: bool = True) -> None:
-        self.machine = Machine(cores, lane=lane, check=check, max_deaths=3, idle_timeout_s=5.0)
-        self.trouble = trouble
-        self.now = 0.0
-        self.jobs: dict[int, FakeJob] = {}
-        self.futures: dict[int, FakeFuture] = {}  # those that somebody holds
-        self.future_calls: dict[int, FakeFuture] = {}  # what the shell must remember of futures
-        self.slots: dict[int, FakeSlot] = {}
-        self.workers: dict[int, FakeWorker] = {}
-        self.here: dict[int, int] = {}
-        self.published: dict[int, tuple[int, int]] = {}  # task → value, and the worker that made it
-        self.owner: dict[int, tuple[str, int]] = {}  # task → ("job", number) or ("future", number)
-        self.errors: set[int] = set()  # tasks whose exception is in the shell
-        self.next_job, self.next_task, self.next_caller = 1, 1, -1
-        self.finished: list[int] = []
-        self.failed: list[int] = []
-        self.commands: list[c.Command] = []
-
-    # ---- what the outside does
-
-    def submit(
-        self,
-        deps: list[tuple[int, ...]],
-        families: list[str],
-        outputs: list[int],
-        lane: str = "auto",
-        limit: int | None = None,
-        literals: Iterable[int] = (),
-        pinned: Iterable[int] = (),
-        inside: FakeSlot | None = None,
-    ) -> int:
-        """Submits a graph; ``inside``: from the task that this slot is at."""
-        number, base, caller = self.next_job, self.next_task, self.next_caller
-        self.next_job, self.next_task, self.next_caller = number + 1, base + len(deps), caller - 1
-        expected: list[int] = []
-        for index, its in enumerate(deps):
-            expected.append(combine(base + index, (expected[d] for d in (() if index in set(literals) else its))))
-        job = FakeJob(number, base, deps, families, outputs, set(literals), set(pinned), lane, caller, expected, inside)
-        self.jobs[number] = job
-        if inside is not None:
-            inside.waits_for = number
-        for index in range(len(deps)):
-            self.owner[base + index] = ("job", number)
-        for index in job.literals:
-            self.here[base + index] = expected[index]
-        self.slots[caller] = FakeSlot(caller, outer=inside)
-        self.post(
-            e.JobSubmitted(
-                number, base, deps, families, outputs, job.literals, job.pinned, lane,
-                limit or self.machine.cores, caller, inside is not None,
-            )
-        )  # fmt: skip
-        return number
-
-    def submit_future(self, deps: tuple[int, ...], family: str) -> int:
-        task = self.next_task
-        self.next_task += 1
-        expected = combine(task, (self.futures[dep].expected for dep in deps))
-        self.futures[task] = self.future_calls[task] = FakeFuture(task, deps, family, expected)
-        self.owner[task] = ("future", task)
-        self.post(e.FutureSubmitted(task, deps, family))
-        return task
-
-    def drop(self, tasks: Iterable[int]) -> None:
-        tasks = tuple(tasks)
-        for task in tasks:
-            del self.futures[task]
-        self.post(e.FuturesDropped(tasks))
-
-    def cancel_job(self, number: int) -> None:
-        job = self.jobs[number]
-        self.post(e.JobCancelled(number))
-        self._collect(job)
-
-    def post(self, event: e.Event) -> list[c.Command]:
-        """Hands an event to the machine and obeys."""
-        self.now += 1e-3
-        commands = self.commands = self.machine.handle(event, self.now)
-        for command in commands:
-            getattr(self, f"_obey_{type(command).__name__}")(command)
-        return commands
-
-    # ---- obeying
-
-    def _obey_RunHere(self, command: c.RunHere) -> None:
-        slot = self.slots.setdefault(command.slot, FakeSlot(command.slot))
-        assert not slot.busy, f"slot {slot.number} is busy"
-        assert command.tasks
-        if command.job != FUTURES:
-            assert all(self.owner[task] == ("job", command.job) for task in command.tasks)
-        slot.busy, slot.job, slot.pending = True, command.job, deque(command.tasks)
-        slot.alone = sum(other.busy for other in self.slots.values()) == 1
-
-    def _obey_RunAt(self, command: c.RunAt) -> None:
-        worker = self.workers[command.worker]
-        assert worker.up
-        assert not worker.stopping
-        for task in command.tasks:
-            assert not self._is_pinned(task), f"task {task} must not leave"
-            for dep in self.deps_of(task):
-                known = dep in self.here or dep in self.published or worker.has_or_makes(dep) or worker.refused(dep)
-                assert known, f"task {task} is sent to worker {worker.number}, which cannot have its input {dep}"
-            worker.promised.add(task)
-        worker.inbox.append(command)
-
-    def _obey_Publish(self, command: c.Publish) -> None:
-        self._tell(command.worker, command)
-
-    def _obey_Revoke(self, command: c.Revoke) -> None:
-        assert command.tasks
-        self._tell(command.worker, command)
-
-    def _obey_Stop(self, command: c.Stop) -> None:
-        worker = self.workers[command.worker]
-        worker.stopping = True
-        if command.kill or not worker.up:
-            self.die(worker)
-        else:
-            worker.inbox.append(command)
-
-    def _obey_Release(self, command: c.Release) -> None:
-        assert command.tasks
-        for task in command.tasks:
-            kind, number = self.owner[task]
-            if kind == "future":
-                self.future_calls.pop(task, None)
-            elif number in self.jobs and number in self.finished and self._is_output(task):
-                continue
-            self.here.pop(task, None)
-            self.published.pop(task, None)
-        # As the lane does: it knows what it has sent along with a task for want of an input that was to be made there.
-        holding = [worker.number for worker in self.workers.values() if worker.values.keys() & command.tasks]
-        for number in {*command.workers, *holding}:
-            self._tell(number, command)
-
-    def _obey_Launch(self, command: c.Launch) -> None:
-        for number in command.workers:
-            assert number not in self.workers
-            self.workers[number] = FakeWorker(number)
-
-    def _obey_FinishJob(self, command: c.FinishJob) -> None:
-        job = self.jobs[command.job]
-        for index in job.outputs:
-            task = job.base + index
-            value = self.here[task] if task in self.here else self.published[task][0]
-            assert value == job.expected[index], f"task {task} has the wrong value"
-        self.finished.append(job.number)
-        self._end(job)
-
-    def _obey_FailJob(self, command: c.FailJob) -> None:
-        assert command.deaths or command.task in self.errors
-        self.failed.append(command.job)
-        self._end(self.jobs[command.job])
-
-    def _end(self, job: FakeJob) -> None:
-        if job.blocked is not None:
-            job.blocked.waits_for = None
-
-    def _obey_FinishFuture(self, command: c.FinishFuture) -> None:
-        future = self.futures[command.task]
-        assert not future.outcome
-        task = future.task
-        value = self.here[task] if task in self.here else self.published[task][0]
-        assert value == future.expected
-        future.outcome = "finished"
-
-    def _obey_FailFuture(self, command: c.FailFuture) -> None:
-        future = self.future_calls[command.task]
-        assert not future.outcome
-        assert command.deaths or command.cause in self.errors
-        future.outcome = "failed"
-
-    def _obey_CancelFuture(self, command: c.CancelFuture) -> None:
-        future = self.future_calls[command.task]
-        assert not future.outcome
-        future.outcome = "cancelled"
-
-    def _tell(self, number: int, command: c.Command) -> None:
-        worker = self.workers.get(number)
-        if worker is not None:
-            worker.inbox.append(command)
-
-    def _collect(self, job: FakeJob) -> None:
-        """The caller has taken its values, or left: the shell forgets the job."""
-        del self.jobs[job.number]
-        self._end(job)
-        for task in range(job.base, job.base + len(job.deps)):
-            self.here.pop(task, None)
-            self.published.pop(task, None)
-            if self._is_output(task, job):
-                for worker in self.workers.values():
-                    if worker.up:
-                        worker.inbox.append(c.Release([task], ()))
-
-    def _is_output(self, task: int, job: FakeJob | None = None) -> bool:
-        job = job or self.jobs.get(self.owner[task][1])
-        return job is not None and task - job.base in job.outputs
-
-    def _is_pinned(self, task: int) -> bool:
-        kind, number = self.owner[task]
-        return kind == "job" and number in self.jobs and task - self.jobs[number].base in self.jobs[number].pinned
-
-    def deps_of(self, task: int) -> tuple[int, ...]:
-        kind, number = self.owner[task]
-        if kind == "future":
-            return self.future_calls[task].deps
-        job = self.jobs[number]
-        return tuple(job.base + dep for dep in job.deps[task - job.base])
-
-    def family_of(self, task: int) -> str:
-        kind, number = self.owner[task]
-        if kind == "future":
-            return self.future_calls[task].family
-        job = self.jobs[number]
-        return job.families[task - job.base]
-
-    def _is_known(self, task: int) -> bool:
-        """Whether anybody still waits for a task to run."""
-        kind, number = self.owner[task]
-        if kind == "future":
-            return task in self.future_calls and not self.future_calls[task].outcome
-        return number in self.jobs and number not in self.finished and number not in self.failed
+class World(FakeShell):
+    """The machine, the shell that obeys it, and what may happen next. For the arguments see :class:`FakeShell`."""
 
     def running_slots(self) -> list[FakeSlot]:
         """Those whose task might call compute itself now."""
@@ -349,7 +44,7 @@ class World:
             found += self._worker_actions(worker)
         for number in list(self.jobs):
             if number in self.finished or number in self.failed:
-                found.append(("collect", lambda n=number: self._collect(self.jobs[n])))  # type: ignore[misc]
+                found.append(("collect", partial(self._collect, self.jobs[number])))
         return found
 
     def troubles(self) -> list[Action]:
@@ -357,29 +52,29 @@ class World:
         found: list[Action] = []
         for slot in self.slots.values():
             if slot.current is not None and not self._is_waiting(slot) and self._is_known(slot.current):
-                found.append(("raise here", lambda s=slot: self._raise_here(s)))  # type: ignore[misc]
+                found.append(("raise here", partial(self._raise_here, slot)))
         for worker in self.workers.values():
-            found.append(("die", lambda w=worker: self.die(w)))  # type: ignore[misc]
+            found.append(("die", partial(self.die, worker)))
             if worker.current is not None and self._is_known(worker.current):
-                found.append(("raise away", lambda w=worker: self._raise_away(w, e.TaskRaised)))  # type: ignore[misc]
-                found.append(("unpicklable", lambda w=worker: self._hide(w)))  # type: ignore[misc]
+                found.append(("raise away", partial(self._raise_away, worker, e.TaskRaised)))
+                found.append(("unpicklable", partial(self._raise_away, worker, e.TaskUnpicklable)))
             if worker.inbox and isinstance(worker.inbox[0], c.Publish):
-                found.append(("unpublishable", lambda w=worker: self._refuse(w)))  # type: ignore[misc]
+                found.append(("unpublishable", partial(self._refuse, worker)))
             if worker.inbox and isinstance(worker.inbox[0], c.RunAt):
-                found.append(("unsendable", lambda w=worker: self._unsendable(w)))  # type: ignore[misc]
+                found.append(("unsendable", partial(self._unsendable, worker)))
         return found
 
     def _slot_actions(self, slot: FakeSlot) -> list[Action]:
         if not slot.busy or self._is_waiting(slot):
-            return [("stall", lambda: self._stall(slot))] if slot.busy and not slot.stalled else []
+            return [("stall", partial(self._stall, slot))] if slot.busy and not slot.stalled else []
         if slot.current is not None:
-            found: list[Action] = [("end", lambda: self._end_task(slot))]
+            found: list[Action] = [("end", partial(self._end_task, slot))]
             if not slot.stalled:
-                found.append(("stall", lambda: self._stall(slot)))
+                found.append(("stall", partial(self._stall, slot)))
             return found
-        found = [("report", lambda: self._report(slot))] if slot.spans or not slot.pending or slot.stalled else []
+        found = [("report", partial(self._report, slot))] if slot.spans or not slot.pending or slot.stalled else []
         if slot.pending:
-            found.append(("begin", lambda: self._begin(slot)))
+            found.append(("begin", partial(self._begin, slot)))
         return found
 
     def _begin(self, slot: FakeSlot) -> None:
@@ -442,25 +137,21 @@ class World:
 
     def _worker_actions(self, worker: FakeWorker) -> list[Action]:
         if not worker.up:
-            return [("start", lambda: self._start(worker))]
+            return [("start", partial(self._start, worker))]
         found: list[Action] = []
         if worker.outbox:
-            found.append(("arrive", lambda: self._arrive(worker)))
+            found.append(("arrive", partial(self._arrive, worker)))
         if worker.inbox:
-            found.append(("hear", lambda: self._hear(worker)))
+            found.append(("hear", partial(self._hear, worker)))
         if worker.current is not None:
-            found.append(("run", lambda: self._run_away(worker)))
+            found.append(("run", partial(self._run_away, worker)))
         elif worker.queue:
-            found.append(("begin away", lambda: self._begin_away(worker)))
+            found.append(("begin away", partial(self._begin_away, worker)))
         return found
 
     def _start(self, worker: FakeWorker) -> None:
         worker.up = True
         self.post(e.WorkerStarted(worker.number))
-
-    def die(self, worker: FakeWorker) -> None:
-        del self.workers[worker.number]
-        self.post(e.WorkerDied(worker.number, worker.current, worker.stopping))
 
     def _arrive(self, worker: FakeWorker) -> None:
         event = worker.outbox.popleft()
@@ -471,17 +162,6 @@ class World:
         elif isinstance(event, e.ValuePublished) and self._is_known_or_wanted(event.task):
             self.published[event.task] = (self._expected(event.task), worker.number)
         self.post(event)
-
-    def _is_known_or_wanted(self, task: int) -> bool:
-        kind, number = self.owner[task]
-        return task in self.future_calls if kind == "future" else number in self.jobs
-
-    def _expected(self, task: int) -> int:
-        kind, number = self.owner[task]
-        if kind == "future":
-            return self.future_calls[task].expected
-        job = self.jobs[number]
-        return job.expected[task - job.base]
 
     def _hear(self, worker: FakeWorker) -> None:
         command = worker.inbox.popleft()
@@ -552,9 +232,6 @@ class World:
         worker.promised.discard(task)
         self.errors.add(task)
         worker.outbox.append(event(task, worker.number))
-
-    def _hide(self, worker: FakeWorker) -> None:
-        self._raise_away(worker, e.TaskUnpicklable)
 
     def _refuse(self, worker: FakeWorker) -> None:
         command = worker.inbox.popleft()

@@ -6,10 +6,11 @@ import random
 
 import pytest
 from cost import cost_us
+from fake_shell import FAMILIES
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from simulation import FAMILIES, World
+from simulation import World
 
 from headrace.sched import events as e
 
@@ -46,13 +47,13 @@ class Anything(RuleBasedStateMachine):
     @rule(graph=graphs())
     @precondition(lambda self: len(self.world.jobs) < 3)
     def submit(self, graph: dict[str, object]) -> None:
-        self.world.submit(**graph)  # type: ignore[arg-type]
+        self.world.submit(**graph)
 
     @rule(graph=graphs(most=6), data=st.data())
     @precondition(lambda self: len(self.world.jobs) < 5 and self.world.running_slots())
     def submit_inside(self, graph: dict[str, object], data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self.world.running_slots()))
-        self.world.submit(**graph, inside=slot)  # type: ignore[arg-type]
+        self.world.submit(**graph, inside=slot)
 
     @rule(data=st.data(), family=st.sampled_from(FAMILIES))
     def submit_future(self, data: st.DataObject, family: str) -> None:
