@@ -26,7 +26,7 @@ After = list[Callable[[], object]]
 
 
 class _Condition(threading.Condition):
-    """One that is never left locked by an exception out of a signal handler.
+    """One that an exception out of a signal handler, at any moment, leaves neither locked nor unlocked too often.
 
     ``with`` looks both methods up before it calls the first, so here it calls the lock's own, and no Python runs
     between the taking of the lock and the block. Those of the standard library are functions in Python: Ctrl-C in the
@@ -35,6 +35,14 @@ class _Condition(threading.Condition):
 
     __enter__ = property(lambda self: self._lock.__enter__)  # pyright: ignore[reportAssignmentType]
     __exit__ = property(lambda self: self._lock.__exit__)  # pyright: ignore[reportAssignmentType]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        try:
+            return super().wait(timeout)
+        except BaseException:
+            if not self._is_owned():  # type: ignore[attr-defined]
+                self.acquire()  # for the ``with`` that we are in to give it back
+            raise
 
 
 class RuntimeFuture(Future):  # type: ignore[type-arg]
