@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from driver import CALLER, Driver, ran, span
+from driver import BASE, CALLER, Driver, ran, span
 
 from headrace.errors import InternalError
 from headrace.sched import events as e
+from headrace.sched import jobs
 from headrace.sched.check import verify
 from headrace.sched.log import Log
 from headrace.sched.machine import Machine
@@ -60,3 +61,20 @@ def test_the_check_finds_a_lost_wake_up() -> None:
     d.machine.idle.append(d.machine.pool[0])
     with pytest.raises(InternalError):
         verify(d.machine)
+
+
+def test_families_with_ever_new_names_are_forgotten_but_not_those_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "MOST_FAMILIES", 64)
+    d = Driver()
+    d.submit([()], families="busy", job=1, base=1)
+    for number in range(200):
+        d(e.FutureSubmitted(BASE + number, (), f"f{number}"))
+        d(e.TasksCancelled((BASE + number,)))
+        d(e.FuturesDropped((BASE + number,)))
+    names = d.machine.families.keys()
+    assert len(names) <= 64
+    assert {"busy", f"f{199}"} < names
+    d(e.QuickTasksRan([("f0", 1, 1e-6)]))  # somebody was still at it
+    assert "f0" not in names

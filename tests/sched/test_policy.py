@@ -23,9 +23,9 @@ def run_here(
         )
 
 
-def run_away(family: Family, times: int, wall_s: float, transfer_s: float = 0.0, first: bool = False) -> None:
+def run_away(family: Family, times: int, wall_s: float, transfer_s: float = 0.0) -> None:
     for _ in range(times):
-        family.ran_away(Span(0, 0.0, wall_s, wall_s, 1.0, -1, transfer_s), first, INLINE_BELOW_S)
+        family.ran_away(Span(0, 0.0, wall_s, wall_s, 1.0, -1, transfer_s), 1, INLINE_BELOW_S)
 
 
 def gil_holder(wall_s: float = 0.01) -> Family:
@@ -58,7 +58,7 @@ def test_waiting_for_io_is_not_waiting_for_the_gil() -> None:
 
 def test_the_first_run_at_a_worker_does_not_decide() -> None:
     family = gil_holder()
-    run_away(family, 1, 0.5, transfer_s=0.5, first=True)
+    run_away(family, 1, 0.5, transfer_s=0.5)
     assert family.wall_s < 0.02
     assert family.may_move(0.0)
     run_away(family, 20, 0.01, transfer_s=0.05)

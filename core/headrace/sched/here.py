@@ -272,7 +272,9 @@ def _take_back(m: Machine, returned: Iterable[int]) -> None:
 def quick_tasks_ran(m: Machine, event: e.QuickTasksRan) -> None:
     for name, count, wall_s in event.ran:
         span = e.Span(0, 0.0, wall_s / count, -1.0, -1.0, -1, 0.0)
-        m.families[name].ran_here(span, False, 0, False, m.inline_below_s)
+        family = m.families.get(name)
+        if family is not None:
+            family.ran_here(span, False, 0, False, m.inline_below_s)
 
 
 def _leave(m: Machine, slot: Slot) -> None:

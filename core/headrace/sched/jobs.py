@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FUTURES = 0
 """The number of the job that all futures belong to."""
 
+MOST_FAMILIES = 4096
+"""About 4 MB. What is forgotten, and comes again, is measured again."""
+
 
 def job_submitted(m: Machine, event: e.JobSubmitted) -> None:
     caller = None
@@ -49,11 +52,11 @@ def job_submitted(m: Machine, event: e.JobSubmitted) -> None:
 
 
 def _make_tasks(m: Machine, job: Job, event: e.JobSubmitted) -> None:
-    families, tasks, literals, new, make = m.families, m.tasks, event.literals, job.tasks, m.task_type
+    tasks, literals, new, make = m.tasks, event.literals, job.tasks, m.task_type
     number, name, family = event.base, None, None
     for deps, its_name in zip(event.deps, event.families, strict=True):
         if its_name is not name or family is None:  # neighbours are of one family nearly always
-            name, family = its_name, _family(families, its_name)
+            name, family = its_name, _family(m, its_name)
         if literals and number - event.base in literals:
             task = make(number, job, (), family, DONE)
             task.here = True
@@ -77,11 +80,21 @@ def _make_tasks(m: Machine, job: Job, event: e.JobSubmitted) -> None:
         number += 1
 
 
-def _family(families: dict[Hashable, Family], name: Hashable) -> Family:
-    family = families.get(name)
+def _family(m: Machine, name: Hashable) -> Family:
+    family = m.families.get(name)
     if family is None:
-        family = families[name] = Family(name)
+        if len(m.families) >= m.most_families:
+            _forget_families(m)
+        family = m.families[name] = Family(name)
     return family
+
+
+def _forget_families(m: Machine) -> None:
+    """Names may be new for ever: of the families that have nothing to do, the older half goes."""
+    unused = [name for name, family in m.families.items() if not family.pending]
+    for name in unused[: -(-len(unused) // 2)]:
+        del m.families[name]
+    m.most_families = max(MOST_FAMILIES, 2 * len(m.families))
 
 
 def _file_ready(m: Machine, job: Job) -> None:
@@ -100,7 +113,7 @@ def future_submitted(m: Machine, event: e.FutureSubmitted) -> None:
     job = m.jobs[FUTURES]
     _try_workers_again(m, job)
     deps = tuple([m.tasks[dep] for dep in event.deps])
-    task = m.tasks[event.task] = m.task_type(event.task, job, deps, _family(m.families, event.family))
+    task = m.tasks[event.task] = m.task_type(event.task, job, deps, _family(m, event.family))
     task.wanted = True
     for dep in deps:
         if dep.state in (FAILED, CANCELLED):

@@ -63,6 +63,7 @@ class Machine:
         self.jobs: dict[int, Job] = {FUTURES: Job(FUTURES, lane, cores, None, futures=True)}
         self.autos = int(lane == "auto")  # how many jobs may run on either side
         self.families: dict[Hashable, Family] = {}
+        self.most_families = jobs.MOST_FAMILIES
         self.hungry: dict[Job, None] = {}  # jobs that may have ready tasks
         self.deaths: dict[int, int] = {}  # task → how many workers it took down, if any
         self.causes: dict[Task, tuple[int, int]] = {}  # failed future → the task that raised, or died so many times

@@ -57,6 +57,7 @@ class Family:
         "movable",
         "name",
         "pending",
+        "ran_at",
         "remote_s",
         "retest_s",
         "runs",
@@ -79,6 +80,7 @@ class Family:
         self.pending = 0  # tasks of this family that are not done
         self.wall_s = 0.0
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
+        self.ran_at: set[int] = set()  # workers
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
         self.stay_until_s = 0.0
@@ -136,21 +138,22 @@ class Family:
         self.shared_wall = self.shared_cpu = self.shared_all = 0.0
         self.shared_runs = 0
 
-    def ran_away(self, span: Span, first: bool, inline_below_s: float) -> None:
+    def ran_away(self, span: Span, worker: int, inline_below_s: float) -> None:
         """Learns from a task that ran at a worker.
 
-        Args:
-            first: it was the first one of its family there, and has paid for what the worker had to import: nothing to
-                judge the others by.
+        The first one there pays for what the worker has to import: nothing to judge the others by.
         """
-        if not first or self.runs == 0:
-            self._smooth(span.wall_s)
-        if not first:
+        first = worker not in self.ran_at
+        if first:
+            self.ran_at.add(worker)
+        else:
             cost = span.wall_s + span.transfer_s
             if self.remote_s == 0.0:
                 self.remote_s = cost
             else:
                 self.remote_s += (0.5 if cost < self.remote_s else 0.1) * (cost - self.remote_s)
+        if not first or self.runs == 0:
+            self._smooth(span.wall_s)
         if self.kind == UNKNOWN:
             self.kind = QUICK if self.wall_s < inline_below_s else FREE
 

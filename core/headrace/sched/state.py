@@ -160,20 +160,7 @@ class Slot:
 class Worker:
     """A worker process."""
 
-    __slots__ = (
-        "alone",
-        "families",
-        "heard",
-        "holds",
-        "id",
-        "idle_since",
-        "jobs",
-        "load_s",
-        "queue",
-        "revoking",
-        "stopping",
-        "up",
-    )
+    __slots__ = ("alone", "heard", "holds", "id", "idle_since", "jobs", "load_s", "queue", "revoking", "stopping", "up")
 
     def __init__(self, id: int, now: float) -> None:
         self.id = id
@@ -183,7 +170,6 @@ class Worker:
         self.queue: dict[int, tuple[Task, float]] = {}  # in the order in which it will run them, with expected seconds
         self.load_s = 0.0
         self.jobs: dict[Job, int] = {}  # open jobs → how many of their tasks are in the queue
-        self.families: set[Family] = set()  # of which it has run a task
         self.holds: dict[Task, None] = {}  # values it has, its own results and copies of inputs
         self.idle_since = now
         self.heard = now  # when it last made progress, or began

@@ -47,12 +47,7 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
         if task is None or task.state != AWAY or number not in tasks:
             orphans.append(number)
             continue
-        family = task.family
-        if family in worker.families:
-            family.ran_away(span, False, m.inline_below_s)
-        else:
-            worker.families.add(family)
-            family.ran_away(span, True, m.inline_below_s)
+        task.family.ran_away(span, worker.id, m.inline_below_s)
         task.size = span[5]
         if number in arrived_now:
             task.here = True
