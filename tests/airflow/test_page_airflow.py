@@ -144,14 +144,19 @@ class TestData:
     def test_gaps_and_the_store(self, site: Site, airflow: RealAirflow) -> None:
         run = airflow.run("page_steps")
         found = site.data()
-        shown = next(shown for shown in found["runs"] if shown["run_id"] == run.run_id)
-        make, use = shown["tasks"]
-        assert (shown["state"], make["task_id"], use["task_id"], make["gap_s"]) == ("success", "make", "use", None)
-        assert use["gap_s"] == pytest.approx(use["start"] - make["end"])
-        assert shown["gaps"] == {"count": 1, "median_s": use["gap_s"], "longest_s": use["gap_s"]}
+        check_gaps(found, run)
         (usage,) = [usage for usage in found["store"]["runs"] if usage["run_id"] == run.run_id]
         assert (usage["dag_id"], usage["objects"]) == ("page_steps", 1)
         assert usage["memory_bytes"] + usage["file_bytes"] > 8_000_000
+
+    def test_gaps_on_postgres(self, make_airflow: Any) -> None:
+        components = ["api-server", "dag-processor", "scheduler"]
+        airflow = make_airflow("postgres", dags=DAGS, settings=SETTINGS, components=components)
+        run = airflow.run("page_steps")
+        token = httpx.get(f"{airflow.home.url}/auth/token", trust_env=False).json()["access_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        found = httpx.get(f"{airflow.home.url}/headrace/data", headers=headers, trust_env=False, timeout=30).json()
+        check_gaps(found, run)
 
     def test_no_secret_is_in_it(self, site: Site, airflow: RealAirflow, held: Any) -> None:
         wait_until(lambda: running(site, held.run), timeout_s=60)
@@ -159,6 +164,14 @@ class TestData:
         hidden = [value for name, value in airflow.environment.items() if name.endswith(("_KEY", "_SECRET"))]
         assert len(hidden) == 3
         assert [word for word in [*hidden, "token", "eyJ", str(airflow.home.folder), "sqlite:"] if word in text] == []
+
+
+def check_gaps(found: dict[str, Any], run: DagRun) -> None:
+    shown = next(shown for shown in found["runs"] if shown["run_id"] == run.run_id)
+    make, use = shown["tasks"]
+    assert (shown["state"], make["task_id"], use["task_id"], make["gap_s"]) == ("success", "make", "use", None)
+    assert use["gap_s"] == pytest.approx(use["start"] - make["end"])
+    assert shown["gaps"] == {"count": 1, "median_s": use["gap_s"], "longest_s": use["gap_s"]}
 
 
 def tasks_of(site: Site, run: DagRun) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -31,9 +32,10 @@ def files(session: Any, dags: Collection[str]) -> set[tuple[str, str]]:
 
 
 class Runs:
-    """Keeps the shapes of the last DAGs that it saw: a version of a DAG has one shape."""
+    """Keeps the shapes of the last DAGs that it saw: a version of a DAG has one shape. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._shapes: dict[Any, Upstream] = {}
 
     def newest(self, session: Any, dags: Collection[str]) -> list[dict[str, Any]]:
@@ -74,9 +76,10 @@ class Runs:
         dag = DBDagBag(load_op_links=False).get_dag_for_run(run, session=session)
         shape = {task.task_id: tuple(task.upstream_task_ids) for task in dag.tasks} if dag else {}
         if key is not None:
-            self._shapes[key] = shape
-            while len(self._shapes) > _SHAPES:
-                del self._shapes[next(iter(self._shapes))]
+            with self._lock:
+                self._shapes[key] = shape
+                if len(self._shapes) > _SHAPES:
+                    del self._shapes[next(iter(self._shapes))]
         return shape
 
 
