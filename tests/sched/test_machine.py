@@ -74,7 +74,7 @@ def test_families_with_ever_new_names_are_forgotten_but_not_those_at_work(
         d(e.TasksCancelled((BASE + number,)))
         d(e.FuturesDropped((BASE + number,)))
     names = d.machine.families.keys()
-    assert len(names) <= 64
+    assert len(names) < 2 * 64
     assert {"busy", f"f{199}"} < names
     d(e.QuickTasksRan([("f0", 1, 1e-6)]))  # somebody was still at it
     assert "f0" not in names
