@@ -1,19 +1,23 @@
-"""Real Airflows for the tests: one for the whole run where a test only runs DAGs, one of its own where it breaks some.
+"""Real Airflows for the tests: two for the whole run, and others for tests that want to see one begin and end.
 
-    airflow           HeadraceExecutor and HeadraceXCom on SQLite, the DAGs of ``dags/``; for the whole run
-    make_airflow      makes one for a test, or for a module with ``make_shared_airflow``
-    sqlite, postgres  where their databases come from; for the whole run, started when first asked for
+    airflow_on_sqlite    HeadraceExecutor, LocalExecutor beside it, a team with an executor of its own, HeadraceXCom,
+                         bundles of two kinds; ``airflow`` is its short name
+    airflow_on_postgres  HeadraceExecutor alone, with schedulers that are quick to notice the death of another
+    make_airflow         makes one for a test, or for a module with ``make_shared_airflow``
+    sqlite, postgres     where their databases come from; started when first asked for
 
-Everything that an Airflow starts belongs to a process family of its own, which ends with it: the fixtures that look
-for leftovers do not see it, and need not.
+All of them have the DAGs of ``dags/``. Everything that an Airflow starts belongs to a process family of its own, which
+ends with it: the fixtures that look for leftovers do not see it, and need not.
 """
 
 from __future__ import annotations
 
 import atexit
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -24,7 +28,7 @@ import pytest
 
 DAGS = Path(__file__).parent / "dags"
 HEADRACE = "headrace_airflow.HeadraceExecutor"
-XCOM = {"AIRFLOW__CORE__XCOM_BACKEND": "headrace_airflow.HeadraceXCom"}
+SEVERAL = f"headrace:{HEADRACE},LocalExecutor;blue={HEADRACE}"
 
 MakeAirflow = Callable[..., Any]
 Lasting = Callable[[], AbstractContextManager[None]]
@@ -92,8 +96,118 @@ def make_shared_airflow(request: pytest.FixtureRequest) -> Iterator[MakeAirflow]
 
 
 @pytest.fixture(scope="session")
-def airflow(request: pytest.FixtureRequest, sqlite: Any, lasting: Lasting) -> Iterator[Any]:
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings by which Variables and Connections come from the environment, and from a secrets backend."""
+    folder = tmp_path_factory.mktemp("secrets")
+    files = {"variables": {"from_backend": "kept"}, "connections": {"from_backend": "http://vault/"}}
+    for name, values in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return {
+        "AIRFLOW_VAR_FROM_ENVIRONMENT": "value",
+        "AIRFLOW_CONN_FROM_ENVIRONMENT": "http://host/",
+        "MINE": "mine",
+        "AIRFLOW__SECRETS__BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend",
+        "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps(
+            {f"{name}_file_path": f"{folder}/{name}.json" for name in files}
+        ),
+    }
+
+
+class Repository:
+    """A git repository with one DAG file, whose tasks return the word of its version."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._git("init", "--quiet", "--initial-branch", "main")
+
+    def commit(self, word: str) -> None:
+        template = Path(__file__).parent / "versions.py.txt"
+        (self.folder / "versions.py").write_text(template.read_text().replace("WORD", word))
+        self._git("add", "versions.py")
+        self._git("-c", "user.name=Tests", "-c", "user.email=tests@localhost", "commit", "--quiet", "--message", word)
+
+    def _git(self, *words: str) -> None:
+        subprocess.run(["git", *words], cwd=self.folder, check=True)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    made = Repository(tmp_path_factory.mktemp("repository"))
+    made.commit("first")
+    return made
+
+
+@pytest.fixture(scope="session")
+def team_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The DAGs of the team ``blue``."""
+    folder = tmp_path_factory.mktemp("blue")
+    (folder / "of_blue.py").write_text((DAGS / "gate.py").read_text().replace("gate", "of_blue"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def airflow_on_sqlite(
+    request: pytest.FixtureRequest,
+    sqlite: Any,
+    lasting: Lasting,
+    secrets: dict[str, str],
+    repository: Repository,
+    team_folder: Path,
+) -> Iterator[Any]:
+    from headrace_airflow.bench.airflow import COMPONENTS
+
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = [
+        {"name": "dags-folder", "classpath": local, "kwargs": {"refresh_interval": 2}},
+        {"name": "blue", "classpath": local, "kwargs": {"path": str(team_folder)}, "team_name": "blue"},
+        {
+            "name": "repository",
+            "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
+            "kwargs": {"repo_url": str(repository.folder), "tracking_ref": "main", "refresh_interval": 2},
+        },
+    ]
+    settings = {
+        **secrets,
+        "AIRFLOW__CORE__XCOM_BACKEND": "headrace_airflow.HeadraceXCom",
+        "AIRFLOW__CORE__MULTI_TEAM": "True",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "3",
+        "AIRFLOW__WORKERS__MISSING_DAG_RETRIES": "0",
+    }
     with ExitStack() as stack:
         with lasting():
-            shared = _maker(request, stack)(settings=XCOM)
+            shared = _maker(request, stack)("sqlite", executor=SEVERAL, settings=settings, components=())
+            shared.environment["AIRFLOW__BLUE___CORE__EXECUTION_API_SERVER_URL"] = f"{shared.home.url}/execution/"
+            shared.sql("INSERT INTO team (name) VALUES ('blue')")
+            shared.start(*COMPONENTS)
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def airflow(airflow_on_sqlite: Any) -> Any:
+    return airflow_on_sqlite
+
+
+@pytest.fixture(scope="session")
+def airflow_on_postgres(
+    request: pytest.FixtureRequest, postgres: Any, lasting: Lasting, secrets: dict[str, str]
+) -> Iterator[Any]:
+    settings = {
+        **secrets,
+        # A scheduler that is gone counts as gone after 5 s, and those after it look at once.
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "5",
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "1",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    }
+    with ExitStack() as stack:
+        with lasting():
+            shared = _maker(request, stack)("postgres", settings=settings)
+        start = shared.start
+
+        def start_for_all(*names: str, **options: Any) -> None:
+            with lasting():  # who restarts a component does so for those that come after him
+                start(*names, **options)
+
+        shared.start = start_for_all
         yield shared

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,18 @@ import psutil
 import pytest
 
 from headrace.testing import wait_until
-
-DAGS = Path(__file__).parent / "executor_dags"
-QUICK = {
-    # A scheduler that is gone counts as gone after 5 s, and those after it look at once.
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "5",
-    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-}
+from headrace_airflow import client, places
+from headrace_airflow.bench.measures import measure
+from headrace_airflow.bench.records import Cell
+from headrace_airflow.bench.workloads import BY_NAME, Workload
+from headrace_airflow.bench.workloads import DAGS as BENCH_DAGS
 
 pytestmark = pytest.mark.shares_runtime
 
 
-@pytest.fixture(scope="module")
-def airflow(make_shared_airflow: Callable[..., Any]) -> Any:
-    return make_shared_airflow("sqlite", dags=DAGS, settings=QUICK)
+@pytest.fixture
+def airflow(airflow_on_postgres: Any) -> Any:
+    return airflow_on_postgres
 
 
 @pytest.fixture
@@ -117,24 +115,28 @@ class TestSchedulerKilled:
         assert {(task.state, task.try_number) for task in airflow.tasks(run)} == {("success", 1)}
 
 
-def rows(airflow: Any, query: str, **values: str) -> list[Any]:
-    """What the database says."""
-    import sqlalchemy
-
-    engine = sqlalchemy.create_engine(airflow.database_url, poolclass=sqlalchemy.pool.NullPool)
-    with engine.connect() as connection:
-        return list(connection.execute(sqlalchemy.text(query), values))
-
-
 def newest_scheduler(airflow: Any) -> int:
     """The id of its job."""
-    return int(rows(airflow, "SELECT max(id) FROM job WHERE job_type = 'SchedulerJob'")[0][0])
+    return int(airflow.sql("SELECT max(id) FROM job WHERE job_type = 'SchedulerJob'")[0][0])
 
 
 def owners(airflow: Any, run: Any) -> set[int]:
     """The schedulers that the tasks which run belong to."""
     query = "SELECT queued_by_job_id FROM task_instance WHERE run_id = :run AND state = 'running'"
-    return {row[0] for row in rows(airflow, query, run=run.run_id)}
+    return {row[0] for row in airflow.sql(query, run=run.run_id)}
+
+
+class TestLoads:
+    """The benchmark's, small."""
+
+    @pytest.fixture(params=["restarts", "many"])
+    def workload(self, request: pytest.FixtureRequest, airflow: Any) -> Workload:
+        for file in BENCH_DAGS.glob("headrace_bench_loads.py"):
+            airflow.write_dag(file.name, file.read_text())
+        return replace(BY_NAME[request.param], times={"restarts": 2, "many": 5}[request.param])
+
+    def test_every_task_runs_once(self, airflow: Any, postgres: Any, workload: Workload) -> None:
+        measure(airflow, postgres, workload, Cell())
 
 
 class TestProcessKilled:
@@ -218,6 +220,19 @@ class TestMarkedFailed:
         assert said(folder, 2)[1] == "tidied"
         assert is_gone(int(line.split()[1]))
 
+    def test_revoking_it_ends_the_process_too(self, airflow: Any, folder: Path) -> None:
+        run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        (submission,) = airflow.sql("SELECT external_executor_id FROM task_instance WHERE run_id = :r", r=run.run_id)[0]
+        base = str(airflow.home.temporary / f"headrace-{os.getuid()}")
+        place = places.folder(str(airflow.home.folder), airflow.database_url, None, base)
+        channel = client.connect(place, "test")
+        assert channel is not None
+        channel.send({"t": "revoke", "id": submission})
+        wait_until(lambda: is_gone(pid), timeout_s=10)
+        channel.close()
+        assert airflow.wait(run).state == "success"  # to its own scheduler it was killed: it is tried again
+
     def test_takes_what_bash_has_started(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("bash_sleeps", {"folder": str(folder)})
         bash = psutil.Process(pid_in(said(folder)[0]))
@@ -242,36 +257,38 @@ def test_a_running_tasks_log_is_there(airflow: Any, folder: Path) -> None:
     wait_until(lambda: "the work has begun" in airflow.log(run, "work"), timeout_s=10)
 
 
-class TestCommands:
-    def command(self, airflow: Any, *words: str) -> str:
-        command = [sys.executable, "-m", "airflow", "headrace", *words]
-        done = subprocess.run(
-            command, env=airflow.environment, cwd=airflow.home.folder, capture_output=True, text=True, timeout=90
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def command(airflow: Any, *words: str) -> str:
+    """Runs ``airflow headrace``."""
+    line = [sys.executable, "-m", "airflow", "headrace", *words]
+    done = subprocess.run(
+        line, env=airflow.environment, cwd=airflow.home.folder, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
+
+class TestCommands:
     def test_status(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("gated_once", {"folder": str(folder)})
         pid = pid_in(said(folder)[0])
-        status = json.loads(self.command(airflow, "status", "--json"))
+        status = json.loads(command(airflow, "status", "--json"))
         (task,) = status["tasks"]
         assert (task["pid"], task["state"]) == (pid, "running")
         assert task["name"] == f"gated_once.work {run.run_id} #1"
         assert status["schedulers"] == 1
         assert ["dags-folder", "", "gated.py"] in [zygote["file"] for zygote in status["zygotes"]]
-        assert f"pid {pid}" in self.command(airflow, "status")
+        assert f"pid {pid}" in command(airflow, "status")
 
     def test_drain_and_resume(self, airflow: Any, folder: Path) -> None:
-        self.command(airflow, "drain")
+        command(airflow, "drain")
         try:
             run = airflow.trigger("gated_once", {"folder": str(folder)})
             airflow.wait_for_task(run, "work", {"queued"})
-            wait_until(lambda: json.loads(self.command(airflow, "status", "--json"))["tasks"], timeout_s=60)
-            (task,) = json.loads(self.command(airflow, "status", "--json"))["tasks"]
+            wait_until(lambda: json.loads(command(airflow, "status", "--json"))["tasks"], timeout_s=60)
+            (task,) = json.loads(command(airflow, "status", "--json"))["tasks"]
             assert task["state"] == "waiting"
         finally:
-            self.command(airflow, "resume")
+            command(airflow, "resume")
         (folder / "gate").touch()
         assert airflow.wait(run).state == "success"
 
@@ -279,7 +296,7 @@ class TestCommands:
         airflow.run("kills_itself")
         before = {process.pid for process in processes_of(airflow, "headrace zygote: gated.py")}
         assert len(before) == 1
-        assert "let go" in self.command(airflow, "evict")
+        assert "let go" in command(airflow, "evict")
         wait_until(lambda: not before & set(airflow.family.pids()), timeout_s=30)
 
 
@@ -291,7 +308,21 @@ class TestAway:
         (folder / "gate").touch()
         time.sleep(20)  # what is tested is that tasks which end meanwhile are not lost
         airflow.start("api-server")
-        assert airflow.wait(run).state == "success"
+        assert airflow.wait(run).state == "success", airflow.why(run)
+        assert said(folder) == begun
+
+    def test_the_database_for_a_moment(self, airflow: Any, postgres: Any, folder: Path) -> None:
+        run = airflow.trigger("gated", {"folder": str(folder), "count": 2})
+        begun = said(folder, 2)
+        postgres.restart()
+        (folder / "gate").touch()
+        for line in begun:
+            wait_until(lambda line=line: is_gone(pid_in(line)), timeout_s=60)
+        for name in list(airflow.components):
+            # Some of Airflow's own components end when their database does; whoever runs them starts them again.
+            if airflow.components[name].wait(3.0):
+                airflow.start(name)
+        assert airflow.wait(run).state == "success", airflow.why(run)
         assert said(folder) == begun
 
     def test_a_scheduler_that_is_told_to_end_waits_for_its_tasks(self, airflow: Any, folder: Path) -> None:
@@ -313,8 +344,15 @@ class TestAway:
 def test_a_scheduler_may_leave_its_tasks_to_the_next_and_nothing_stays_for_ever(
     make_airflow: Callable[..., Any], folder: Path
 ) -> None:
-    settings = {**QUICK, "AIRFLOW__HEADRACE__AT_END": "detach", "AIRFLOW__HEADRACE__LINGER": "2"}
-    airflow = make_airflow("sqlite", dags=DAGS, settings=settings)
+    airflow = make_airflow(
+        settings={
+            "AIRFLOW__HEADRACE__AT_END": "detach",
+            "AIRFLOW__HEADRACE__LINGER": "2",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "1",
+            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "10",
+            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "1",
+        }
+    )
     run = airflow.trigger("gated_once", {"folder": str(folder)})
     begun = said(folder)
     airflow.stop("scheduler")
@@ -323,8 +361,20 @@ def test_a_scheduler_may_leave_its_tasks_to_the_next_and_nothing_stays_for_ever(
     (folder / "gate").touch()
     assert airflow.wait(run).state == "success"
     assert said(folder) == begun
+    gives_up_what_cannot_start(airflow, folder)
     daemon = daemon_of(airflow)
     below = daemon.children(recursive=True)
     airflow.stop("scheduler")
     wait_until(lambda: all(is_gone(process.pid) for process in [daemon, *below]), timeout_s=60)
     assert not list(airflow.home.temporary.glob("headrace-*"))
+
+
+def gives_up_what_cannot_start(airflow: Any, folder: Path) -> None:
+    """A task that waits for too long is taken back by the scheduler, and starts once when it is queued again."""
+    log = airflow.home.logs / "scheduler.txt"
+    command(airflow, "drain")
+    run = airflow.trigger("gated_once", {"folder": str(folder)})
+    wait_until(lambda: "will try to requeue" in log.read_text(), timeout_s=60)
+    command(airflow, "resume")
+    assert airflow.wait(run).state == "success"
+    assert len(said(folder)) == 2

@@ -109,7 +109,7 @@ class RealAirflow:
                 cwd=self.home.folder,
                 log=self.home.logs / f"{name}.txt",
             )
-        if wait:
+        if wait and names:
             self.wait_until(lambda: self._are_up(names, began), f"{', '.join(names)} up")
 
     def stop(self, *names: str, number: int = signal.SIGTERM) -> None:
@@ -243,6 +243,15 @@ class RealAirflow:
     def log(self, run: DagRun, task_id: str, try_number: int = 1, *, map_index: int = -1) -> str:
         """A task's log as text."""
         return as_text(self.api.log(run, task_id, try_number, map_index))
+
+    def sql(self, statement: str, **values: Any) -> list[Any]:
+        """Runs a statement on the database; returns its rows."""
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(self.database_url, poolclass=sqlalchemy.pool.NullPool)
+        with engine.begin() as connection:
+            result = connection.execute(sqlalchemy.text(statement), values)
+            return list(result) if result.returns_rows else []
 
     def why(self, run: DagRun) -> str:
         """The first task of a run that failed, with the last error in its log, in one line."""

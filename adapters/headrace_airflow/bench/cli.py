@@ -11,7 +11,7 @@ from pathlib import Path
 from headrace_airflow.bench import report as tables
 from headrace_airflow.bench.databases import Database, Postgres, Sqlite
 from headrace_airflow.bench.records import Cell
-from headrace_airflow.bench.workloads import BY_NAME, STOCK, SUITE, VARIANTS, Variant, Workload
+from headrace_airflow.bench.workloads import BY_NAME, LOADS, STOCK, SUITE, VARIANTS, Variant, Workload
 
 DATABASES: dict[str, Callable[[], Database]] = {"postgres": Postgres, "sqlite": Sqlite}
 
@@ -53,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--variants", metavar="A,B", type=_variants, help=f"of {', '.join(v.name for v in VARIANTS)}; default: all"
     )
     parser.add_argument(
-        "--workloads", metavar="A,B", type=_workloads, help=f"of {', '.join(BY_NAME)}; default: all of them"
+        "--workloads",
+        metavar="A,B",
+        type=_workloads,
+        help=f"of {', '.join(BY_NAME)}; default: all but {' and '.join(load.name for load in LOADS)}",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     return parser

@@ -101,13 +101,15 @@ class ApiClient:
     def close(self) -> None:
         self._http.close()
 
-    def request(self, method: str, path: str, *, accept: str = "application/json", **arguments: Any) -> httpx.Response:
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **arguments: Any
+    ) -> httpx.Response:
         """One request below ``/api/v2``; arguments are httpx's. Gets a token when it has none or a stale one."""
         for attempt in (1, 2):
             if not self._token:
                 self._token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
-            headers = {"Authorization": f"Bearer {self._token}", "Accept": accept}
-            reply = self._http.request(method, f"/api/v2{path}", headers=headers, **arguments)
+            ours = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+            reply = self._http.request(method, f"/api/v2{path}", headers={**ours, **(headers or {})}, **arguments)
             if reply.status_code != httpx.codes.UNAUTHORIZED or attempt == 2:
                 break
             self._token = ""

@@ -16,6 +16,7 @@ class Cell:
         cpu_s: of all processes together, the database's too, for one task.
         pss_bytes: memory of all Airflow's processes, what they share counted once, while all tasks ran.
         processes: how many these were.
+        growth_bytes: by how much the scheduler and the node daemon have grown over many runs, once warmed up.
         error: why there is nothing, in one line.
     """
 
@@ -23,6 +24,7 @@ class Cell:
     cpu_s: list[float] = field(default_factory=list)
     pss_bytes: list[int] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
+    growth_bytes: list[int] = field(default_factory=list)
     error: str = ""
 
     def figure(self, name: str) -> float | None:

@@ -11,6 +11,7 @@ FIGURES = (
     ("makespans_s", "makespan, seconds", 1.0, ",.2f"),
     ("cpu_s", "CPU of all processes, milliseconds a task", 1000.0, ",.0f"),
     ("pss_bytes", "memory of all processes (PSS), megabytes", 1e-6, ",.0f"),
+    ("growth_bytes", "growth of the scheduler and the daemon, megabytes", 1e-6, "+,.1f"),
 )
 WIDTH = 44
 
@@ -44,7 +45,8 @@ def _cell(report: Report, workload: str, variant: str, name: str, factor: float,
     value = cell.figure(name) if cell else None
     if value is None:
         return "failed" if cell and cell.error else "-"
-    ratio = report.ratio(workload, variant, STOCK.name, name) if variant != STOCK.name else None
+    compared = variant != STOCK.name and name != "growth_bytes"
+    ratio = report.ratio(workload, variant, STOCK.name, name) if compared else None
     return f"{value * factor:{form}}" + (f" ({ratio:.2f})" if ratio is not None else "")
 
 

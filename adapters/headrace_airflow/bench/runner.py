@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from headrace_airflow.bench.airflow import RealAirflow
-from headrace_airflow.bench.client import DagRun
-from headrace_airflow.bench.databases import Database, Postgres
+from headrace_airflow.bench.databases import Database
 from headrace_airflow.bench.machine import describe_machine, describe_versions
-from headrace_airflow.bench.records import Cell, Report
+from headrace_airflow.bench.measures import WorkloadFailed, measure, succeed
+from headrace_airflow.bench.records import Report
 from headrace_airflow.bench.workloads import DAGS, WARM_UP, Variant, Workload
 
 Say = Callable[[str], None]
-
-
-class WorkloadFailed(Exception):
-    """A run ended otherwise than it should; the message says how, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,56 +66,11 @@ def _run_variant(
     settings: Mapping[str, str] = {**variant.settings, **pending[0].settings}
     with RealAirflow(databases, dags=DAGS, executor=variant.executor, settings=settings) as airflow:
         airflow.wait_for_dags({workload.dag_id for workload in pending})
-        _succeed(airflow, airflow.run(WARM_UP))
+        succeed(airflow, airflow.run(WARM_UP))
         for workload in pending:
             cell = cells[workload.name]
             try:
-                measure = _measure_memory if workload.sleeps else _measure_time
                 say(f"{variant.name}, {workload.name}: {measure(airflow, databases, workload, cell)}")
             except (WorkloadFailed, TimeoutError) as error:
                 cell.error = str(error).splitlines()[0]
                 say(f"{variant.name}, {workload.name}: {cell.error}")
-
-
-def _measure_time(airflow: RealAirflow, databases: Database, workload: Workload, cell: Cell) -> str:
-    before_s = _cpu_s(airflow, databases)
-    run = airflow.run(workload.dag_id, timeout_s=workload.limit_s)
-    cpu_s = (_cpu_s(airflow, databases) - before_s) / workload.tasks
-    _succeed(airflow, run)
-    if workload.result:
-        task_id, expected = workload.result
-        found = airflow.xcom(run, task_id)
-        if found != expected:
-            raise WorkloadFailed(f"wrong result: {found!r:.100} instead of {expected!r}")
-    cell.makespans_s.append(run.makespan_s)
-    cell.cpu_s.append(cpu_s)
-    return f"{run.makespan_s:.2f} s, {1000 * cpu_s:.0f} ms CPU a task"
-
-
-def _measure_memory(airflow: RealAirflow, databases: Database, workload: Workload, cell: Cell) -> str:
-    file = airflow.home.temporary / "wake-up"
-    run = airflow.trigger(workload.dag_id, {"file": str(file)})
-
-    def all_run() -> bool:
-        states = [task.state for task in airflow.tasks(run)]
-        if "failed" in states:
-            raise WorkloadFailed(airflow.why(run))
-        return states.count("running") == workload.tasks
-
-    airflow.wait_until(all_run, f"{workload.tasks} tasks running", workload.limit_s, every_s=1.0)
-    pids = airflow.family.pids()
-    pss = airflow.family.pss_bytes()
-    file.touch()
-    _succeed(airflow, airflow.wait(run, timeout_s=workload.limit_s))
-    cell.pss_bytes.append(pss)
-    cell.processes.append(len(pids))
-    return f"{len(pids)} processes, {pss / 1e6:,.0f} MB"
-
-
-def _cpu_s(airflow: RealAirflow, databases: Database) -> float:
-    return airflow.family.cpu_s() + (databases.family.cpu_s() if isinstance(databases, Postgres) else 0.0)
-
-
-def _succeed(airflow: RealAirflow, run: DagRun) -> None:
-    if run.state != "success":
-        raise WorkloadFailed(airflow.why(run))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 DAGS = Path(__file__).with_name("dags")
 SLEEPERS = 125
@@ -26,7 +27,9 @@ class Workload:
         title: what it is, for the table.
         tasks: how many task instances a run has.
         result: the task whose XCom is looked at, and what it must be.
-        sleeps: its tasks wait for a file; the memory is looked at while all of them do, and no time is measured.
+        kind: ``time``: how long a run takes. ``memory``: its tasks wait for a file, and the memory is looked at while
+            all of them do. ``many``: many runs at once. ``restarts``: its tasks wait while schedulers are killed.
+        times: how many runs at once, or how many schedulers.
         limit_s: when it is given up.
         settings: further settings of the Airflow that runs it; workloads with the same ones share an Airflow.
     """
@@ -36,7 +39,8 @@ class Workload:
     title: str
     tasks: int
     result: tuple[str, object] | None = None
-    sleeps: bool = False
+    kind: Literal["time", "memory", "many", "restarts"] = "time"
+    times: int = 1
     limit_s: float = 300.0
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,15 +66,20 @@ SUITE = (
         "headrace_sleepers",
         "125 sleeping tasks",
         SLEEPERS,
-        sleeps=True,
+        kind="memory",
         settings={
             "AIRFLOW__CORE__PARALLELISM": str(SLEEPERS),
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(SLEEPERS),
         },
     ),
 )
+LOADS = (
+    Workload("many", "headrace_many", "100 runs of 20 trivial tasks", 20, kind="many", times=100, limit_s=1800.0),
+    Workload("restarts", "headrace_waiters", "16 tasks, 20 schedulers killed", 16, kind="restarts", times=20),
+)
+"""What only who asks for it gets: it takes long."""
 WARM_UP = "headrace_warmup"
-BY_NAME = {workload.name: workload for workload in SUITE}
+BY_NAME = {workload.name: workload for workload in (*SUITE, *LOADS)}
 
 
 @dataclass(frozen=True, slots=True)

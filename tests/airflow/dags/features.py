@@ -27,9 +27,9 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowSkipException
 
 
-def note(context, what):
+def note(context, what, name=None):
     with open(Path(context["dag_run"].conf["folder"]) / "called", "a") as file:
-        file.write(f"{what} {context['ti'].task_id}\n")
+        file.write(f"{what} {name or context['ti'].task_id}\n")
 
 
 class Defers(BaseOperator):
@@ -50,7 +50,12 @@ class PokesTwice(BaseSensorOperator):
         return there
 
 
-@dag(schedule=None, params={"number": Param(7, type="integer")}, render_template_as_native_obj=True)
+@dag(
+    schedule=None,
+    params={"number": Param(7, type="integer")},
+    render_template_as_native_obj=True,
+    on_failure_callback=lambda c: note(c, "failure", "of the run"),
+)
 def features():
     Defers(task_id="defers")
     PokesTwice(task_id="reschedules", mode="reschedule", poke_interval=0.1)
@@ -73,7 +78,11 @@ def features():
     def branches():
         return "taken"
 
-    branches() >> [EmptyOperator(task_id="taken"), EmptyOperator(task_id="not_taken")]
+    (
+        branches()
+        >> [EmptyOperator(task_id="taken"), EmptyOperator(task_id="not_taken")]
+        >> EmptyOperator(task_id="joins", trigger_rule="none_failed_min_one_success")
+    )
 
     @task.short_circuit
     def short_circuits():
@@ -91,7 +100,12 @@ def features():
 
     skips() >> runs_all_the_same()
 
-    @task(retries=2, retry_delay=timedelta(seconds=0.1), on_retry_callback=lambda c: note(c, "retry"))
+    @task(
+        retries=2,
+        retry_delay=timedelta(seconds=0.1),
+        retry_exponential_backoff=True,
+        on_retry_callback=lambda c: note(c, "retry"),
+    )
     def retries(ti=None):
         if ti.try_number < 3:
             raise ValueError("not yet")
@@ -102,7 +116,10 @@ def features():
     def times_out():
         time.sleep(60)
 
-    times_out() >> EmptyOperator(task_id="upstream_fails")
+    timed_out = times_out()
+    timed_out >> EmptyOperator(task_id="upstream_fails")
+    [timed_out, EmptyOperator(task_id="is_fine")] >> EmptyOperator(task_id="sees_a_failure", trigger_rule="one_failed")
+    timed_out >> EmptyOperator(task_id="sees_only_failures", trigger_rule="all_failed")
 
     @task(on_success_callback=lambda c: note(c, "success"), do_xcom_push=False)
     def calls_back():
@@ -137,6 +154,14 @@ def features():
 
     elsewhere(1)
 
+    @task.virtualenv(requirements=[], expect_airflow=False, system_site_packages=False)
+    def in_an_environment_of_its_own(x):
+        import sys
+
+        return [x + 1, sys.prefix != sys.base_prefix, "airflow" in sys.modules]
+
+    in_an_environment_of_its_own(1)
+
     @task(multiple_outputs=True)
     def several():
         return {"a": 1, "b": [2]}
@@ -167,6 +192,12 @@ def features():
     @task
     def configured():
         return [Variable.get("from_environment"), Connection.get("from_environment").host, os.environ.get("MINE")]
+
+    @task
+    def configured_elsewhere():
+        return [Variable.get("from_backend"), Connection.get("from_backend").host]
+
+    configured_elsewhere()
 
     configured()
 
@@ -200,6 +231,13 @@ def features():
         return random.random()
 
     [numbers.override(task_id=f"random_{n}")() for n in range(2)]
+
+    @task(pool="one_at_a_time")
+    def takes_its_turn():
+        return time.time()
+
+    for priority in (1, 9, 5):
+        takes_its_turn.override(task_id=f"priority_{priority}", priority_weight=priority)()
 
 
 features()

@@ -1,0 +1,227 @@
+"""Bad input and bad luck on a real Airflow: a right state, a reason in the task's log, and nothing else harmed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from headrace.testing import wait_until
+from headrace_airflow import client, places
+from headrace_airflow.bench.processes import command_line
+
+pytestmark = pytest.mark.shares_runtime
+
+OUTCOMES = {
+    "closes_all_descriptors": ("failed", r"exited abnormally.*exit_code=125"),
+    "crashes": ("failed", r"The task was killed by SIGSEGV"),
+    "exits": ("failed", r"exited abnormally.*exit_code=3"),
+    "finds_no_memory": ("failed", r"MemoryError"),
+    "floods": ("success", r"x{1000000}"),
+    "forks_and_returns_twice": ("success", r"Post Execute"),
+    "is_killed_for_its_memory": ("failed", r"The task was killed by SIGKILL.*peak_memory_mib=[4-9]\d\d"),
+    "leaves_a_thread": ("success", r"Post Execute"),
+    "raises_oddly": ("failed", r"no exception at all"),
+    "returns_a_generator": ("failed", r"generator can be read only once"),
+    "returns_a_lock": ("failed", r"cannot pickle"),
+    "sends_garbage": ("failed", r"supervisor has failed: ValidationError"),
+}
+
+AT_IMPORT = """
+import sys, threading, time
+from airflow.sdk import dag, task
+
+@dag(schedule=None)
+def {name}():
+    @task
+    def says():
+        return threading.active_count()
+    says()
+{name}()
+if "dag-processor" not in sys.argv:
+    {does}
+"""
+AT_IMPORTS = {
+    "exits_at_import": ("sys.exit(7)", "SystemExit"),
+    "fails_at_import": ("raise LookupError('no such luck')", "no such luck"),
+    "imports_for_a_minute": ("time.sleep(60)", "DagBag import timeout"),
+}
+
+
+@pytest.fixture(scope="module")
+def triggered(airflow: Any) -> Iterator[dict[str, Any]]:
+    """All runs of this module, side by side."""
+    for name, (does, _) in AT_IMPORTS.items():
+        airflow.write_dag(f"{name}.py", AT_IMPORT.format(name=name, does=does))
+    names = [*AT_IMPORTS, "leaks_threads", "misbehaves"]
+    yield {name: airflow.trigger(name) for name in names}
+    for name in AT_IMPORTS:
+        (airflow.home.dags / f"{name}.py").unlink()
+
+
+class TestTasks:
+    @pytest.fixture(scope="class")
+    def run(self, airflow: Any, triggered: dict[str, Any]) -> Any:
+        return airflow.wait(triggered["misbehaves"])
+
+    def test_that_is_all(self, airflow: Any, run: Any) -> None:
+        assert {task.name: task.state for task in airflow.tasks(run)} == {
+            name: state for name, (state, _) in OUTCOMES.items()
+        }
+
+    @pytest.mark.parametrize("name", OUTCOMES)
+    def test_say_what_became_of_them(self, airflow: Any, run: Any, name: str) -> None:
+        log = airflow.log(run, name)
+        assert re.search(OUTCOMES[name][1], log, re.DOTALL), log[-3000:]
+
+    def test_leave_nothing_behind(self, airflow: Any, run: Any) -> None:
+        def left() -> list[int]:
+            zygotes = [pid for pid in airflow.family.pids() if "zygote: misbehaves.py" in command_line(pid)]
+            return [child.pid for zygote in zygotes for child in psutil.Process(zygote).children(recursive=True)]
+
+        wait_until(lambda: not left(), timeout_s=30)
+
+
+class TestFiles:
+    def test_that_leaks_threads(self, airflow: Any, triggered: dict[str, Any]) -> None:
+        run = airflow.wait(triggered["leaks_threads"])
+        assert (run.state, airflow.xcom(run, "counts")) == ("success", 2)
+        log = airflow.home.folder / "logs" / "headrace" / "daemon.log"
+        assert re.search(r"leaks_threads\.py.*must not be forked", log.read_text())
+
+    def test_that_asks_for_a_variable(self, airflow: Any) -> None:
+        for value in ("one", "two"):
+            path = "/variables" if value == "one" else "/variables/asked_at_import"
+            method = "POST" if value == "one" else "PATCH"
+            airflow.api.request(method, path, json={"key": "asked_at_import", "value": value})
+            run = airflow.run("asks_at_import")
+            assert (run.state, airflow.xcom(run, "says")) == ("success", value)
+
+    def test_hold_back_no_other(self, airflow: Any, triggered: dict[str, Any]) -> None:
+        assert airflow.run("arithmetic").state == "success"
+
+
+def test_a_task_that_ignores_sigterm_ends_all_the_same(airflow: Any, tmp_path: Path) -> None:
+    run = airflow.trigger("stubborn", {"folder": str(tmp_path)})
+    task = airflow.wait_for_task(run, "ignores_sigterm", {"running"})
+    wait_until((tmp_path / "said").exists, timeout_s=30)
+    airflow.api.request("PATCH", f"{run.path}/taskInstances/ignores_sigterm", json={"new_state": "failed"})
+    wait_until(lambda: not psutil.pid_exists(task.pid), timeout_s=30)
+    assert airflow.wait(run).state == "failed"
+
+
+def test_a_full_disk_fails_the_task_and_no_other(airflow: Any) -> None:
+    run_id = f"on_a_full_disk_{uuid.uuid4().hex}"
+    path = f"dag_id=arithmetic/run_id={run_id}/task_id=three/attempt=1.log"
+    log = airflow.home.folder / "logs" / path
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    body = {"dag_run_id": run_id, "logical_date": None}
+    airflow.trigger("arithmetic")
+    airflow.api.request("POST", "/dags/arithmetic/dagRuns", json=body)
+    run = type(airflow.trigger("arithmetic")).of(airflow.api.get(f"/dags/arithmetic/dagRuns/{run_id}"))
+    assert airflow.wait(run).state == "failed"
+    assert airflow.run("arithmetic").state == "success"
+
+
+TOKEN = """
+import sys
+from airflow.executors.base_executor import BaseExecutor
+from airflow.executors.workloads.base import BaseWorkloadSchema
+generator = BaseExecutor().jwt_generator
+print("token:", generator.generate(extras={"sub": sys.argv[1], "scope": "workload"}, valid_for=float(sys.argv[2])))
+"""
+
+
+class TestSubmitted:
+    """Workloads as the executor sends them, with something wrong."""
+
+    @pytest.fixture
+    def daemon(self, airflow: Any) -> Iterator[Any]:
+        base = str(airflow.home.temporary / f"headrace-{psutil.Process().uids().real}")
+        place = places.folder(str(airflow.home.folder), airflow.database_url, None, base)
+        channel = client.connect(place, "test")
+        assert channel is not None
+        yield channel
+        channel.close()
+
+    def token(self, airflow: Any, task_id: str, valid_for_s: float) -> str:
+        command = [sys.executable, "-c", TOKEN, task_id, str(valid_for_s)]
+        done = subprocess.run(command, env=airflow.environment, capture_output=True, text=True, timeout=90, check=True)
+        return done.stdout.rpartition("token: ")[2].strip()
+
+    def submit(self, airflow: Any, daemon: Any, *, server: str = "", valid_for_s: float = 600) -> tuple[str, str]:
+        """Has a task run for which there is a row; returns what the daemon and the log say."""
+        run = airflow.run("arithmetic")
+        task = airflow.task(run, "three")
+        log_path = f"trouble-{uuid.uuid4().hex}.log"
+        ti = {
+            "id": task.id,
+            "dag_version_id": airflow.api.get(f"{run.path}/taskInstances/three")["dag_version"]["id"],
+            "task_id": "three",
+            "dag_id": run.dag_id,
+            "run_id": run.run_id,
+            "try_number": 1,
+            "map_index": -1,
+            "pool_slots": 1,
+            "priority_weight": 1,
+            "queue": "default",
+        }
+        workload = {
+            "type": "ExecuteTask",
+            "ti": ti,
+            "token": self.token(airflow, task.id, valid_for_s),
+            "dag_rel_path": "arithmetic.py",
+            "bundle_info": {"name": "dags-folder", "version": None},
+            "log_path": log_path,
+        }
+        file = ["dags-folder", "", "arithmetic.py"]
+        server = server or f"{airflow.home.url}/execution/"
+        message = {
+            "t": "submit",
+            "id": log_path,
+            "name": "trouble",
+            "workload": workload,
+            "server": server,
+            "file": file,
+        }
+        daemon.send(message)
+        while True:
+            received = daemon.wait(60)
+            assert received is not None
+            if received[0]["t"] == "ended":
+                assert not received[0]["ok"]
+                return received[0]["info"], (airflow.home.folder / "logs" / log_path).read_text()
+
+    def test_to_an_api_server_that_is_not_there(self, airflow: Any, daemon: Any) -> None:
+        told, log = self.submit(airflow, daemon, server="http://127.0.0.1:1/execution/")
+        assert "ConnectError" in told
+        assert "http://127.0.0.1:1/execution/" in json.loads(log.splitlines()[-1])["server"]
+        assert "Connection refused" in log
+
+    def test_with_a_token_that_has_run_out(self, airflow: Any, daemon: Any) -> None:
+        told, log = self.submit(airflow, daemon, valid_for_s=-60)
+        assert "Invalid auth token" in told
+        assert "Invalid auth token" in log
+
+    def test_a_second_time(self, airflow: Any, daemon: Any) -> None:
+        told, log = self.submit(airflow, daemon)
+        assert "invalid_state" in log, told
+
+
+class TestFilesThatCannotBeImported:
+    """Last: one of them takes its time."""
+
+    @pytest.mark.parametrize("name", AT_IMPORTS)
+    def test_say_why(self, airflow: Any, triggered: dict[str, Any], name: str) -> None:
+        run = airflow.wait(triggered[name])
+        assert run.state == "failed"
+        assert AT_IMPORTS[name][1] in airflow.log(run, "says")
