@@ -263,18 +263,23 @@ def _run_task(workload: Any, server: str) -> int:
     except NotStarted:
         raise
     except Exception as error:
-        _tell_in_log(workload.log_path, f"The task's supervisor has failed: {type(error).__name__}: {error}", server)
+        if workload.log_path:
+            _tell_in_log(workload.log_path, error, server)
         raise
 
 
-def _tell_in_log(log_path: str | None, text: str, server: str) -> None:
+def _tell_in_log(log_path: str, error: Exception, server: str) -> None:
     """Has people find in the task's log what stock shows only in the scheduler's."""
     from airflow.sdk.log import init_log_file
 
-    if not log_path:
-        return
-    now = datetime.now(tz=timezone.utc).isoformat()
-    line = {"timestamp": now, "level": "error", "logger": "headrace", "event": text, "server": server}
+    line = {
+        "timestamp": datetime.now(tz=timezone.utc).isoformat(),
+        "level": "error",
+        "logger": "headrace",
+        "event": f"The task's supervisor has failed: {type(error).__name__}: {error}",
+        "detail": str(getattr(error, "detail", "")),
+        "server": server,
+    }
     with suppress(OSError), init_log_file(log_path).open("a") as file:
         file.write(json.dumps(line) + "\n")
 

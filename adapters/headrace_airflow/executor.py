@@ -44,7 +44,10 @@ _CONGESTED_S = 5.0
 """A daemon that has not started a task after so long is busy with others."""
 _DRAIN_LOG_S = 30.0
 _STOCK_RETRIES = 5
-_RETRIES = 8
+_PATIENCE = {
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "40",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "4",
+}
 
 
 class _Sent(NamedTuple):
@@ -384,11 +387,11 @@ class HeadraceExecutor(BaseExecutor):
 def _environment() -> dict[str, str]:
     """What tasks get. Where nobody has said how often requests to the API server are tried: for a minute or two.
 
-    Stock's five times are over in some seconds, and then a restart of the API server fails tasks.
+    Stock's five times are over in some seconds, and then a restart of the API server fails tasks. Each time it waits
+    for longer, too, so that a task may notice only minutes later that the server is back.
     """
     retries = conf.getint("workers", "execution_api_retries", fallback=_STOCK_RETRIES)
-    more = {"AIRFLOW__WORKERS__EXECUTION_API_RETRIES": str(_RETRIES)} if retries == _STOCK_RETRIES else {}
-    return {**os.environ, **more}
+    return {**(_PATIENCE if retries == _STOCK_RETRIES else {}), **os.environ}
 
 
 def _section(configuration: Any) -> dict[str, Any]:

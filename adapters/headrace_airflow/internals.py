@@ -216,6 +216,7 @@ def run_task(message: Message, fds: list[int]) -> NoReturn:
     from headrace_airflow import rendering
 
     _end_on_sigterm()
+    _end_on_segfault()
     requests, stdout, stderr, log_fd = fds
     if hasattr(task_runner, "_serialize_template_field"):
         task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
@@ -237,6 +238,26 @@ def _end_on_sigterm() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     BaseOperator.on_kill = on_kill
+
+
+def _end_on_segfault() -> None:
+    """A task that crashes ends.
+
+    While it imports a file, stock sets a handler of SIGSEGV in Python and leaves it there: the instruction that failed
+    is then tried again for ever.
+    """
+    from airflow.sdk.execution_time import task_runner
+
+    stock = task_runner.parse
+
+    @functools.wraps(stock)
+    def parse(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+
+    task_runner.parse = parse
 
 
 def _target(message: Message) -> Callable[[], None]:
