@@ -13,13 +13,16 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from headrace.observe.conditions import describe_machine, describe_versions
 from headrace_dask.bench.digest import Digest, compare
-from headrace_dask.bench.machine import OthersMeter, describe_machine, describe_versions
+from headrace_dask.bench.others import OthersMeter
 from headrace_dask.bench.process import BoundExceeded, ChildFailed, ChildProcess
 from headrace_dask.bench.records import Cell, Report, StartRecord, WorkloadRecord
 from headrace_dask.bench.schedulers import HAVE_STARTUP, is_installed, module_of
 from headrace_dask.bench.workloads import Workload
 
+PACKAGES = ("headrace", "dask", "distributed", "ray", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "xarray")
+"""What the figures depend on."""
 PREPARE_LIMIT_S = 300.0
 START_LIMIT_S = 60.0
 
@@ -90,7 +93,7 @@ class Runner:
         self._began_s, others = perf_counter(), OthersMeter()
         plan = self.plan
         options = {"repeats": plan.repeats, "bound_s": plan.bound_s, "starts": plan.starts}
-        report = Report(describe_machine(), describe_versions(), options, list(plan.schedulers))
+        report = Report(describe_machine(), describe_versions(PACKAGES), options, list(plan.schedulers))
         for scheduler in plan.schedulers:
             if not is_installed(scheduler):
                 self._unusable[scheduler] = Cell("missing", error=f"{module_of(scheduler)} is not installed")

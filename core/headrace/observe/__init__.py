@@ -1,2 +1,2 @@
-"""Looking in: a timeline of a run (timeline.py), and the status of every runtime on this machine (status.py). Never
-changes what runs."""
+"""Looking in: a timeline of a run, the ``status`` of every runtime on this machine, the ``conditions`` of a
+measurement. Never changes what runs."""
