@@ -52,18 +52,16 @@ def _extra(point: EntryPoint) -> str:
 
 
 def _help() -> str:
-    lines = [
-        USAGE,
-        "",
-        "commands:",
-        "  status    workers, queues, what each task waits for, and the store, of every process of yours",
-    ]
-    for point in sorted(entry_points(group=GROUP)):
+    points = sorted(entry_points(group=GROUP))
+    width = max(len(name) for name in ("status", *(point.name for point in points)))
+    status = "workers, queues, what each task waits for, and the store, of every process of yours"
+    lines = [USAGE, "", "commands:", f"  {'status':{width}}  {status}"]
+    for point in points:
         try:
             summary = _summary(point.load().__module__)
         except Exception as error:  # a broken plug-in must not take the help away
             summary = f"(cannot be loaded: {error})"
-        lines.append(f"  {point.name:8}  {summary}")
+        lines.append(f"  {point.name:{width}}  {summary}")
     return "\n".join([*lines, "", "headrace COMMAND --help tells more of each."])
 
 

@@ -184,7 +184,7 @@ def test_owner_killed_leaves_no_worker(tmp_path: Path) -> None:
         from headrace import Runtime
 
         def stuck():
-            print(os.getpid(), flush=True)
+            os.write(1, f"{os.getpid()}\\n".encode())  # whole, also with PYTHONUNBUFFERED
             return sum(range(10**12))
 
         runtime = Runtime(lane="processes", num_workers=2)

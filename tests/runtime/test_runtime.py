@@ -477,9 +477,9 @@ def test_the_default_runtime_survives_a_fork() -> None:
 
 def test_futures_pending_at_exit_are_finished() -> None:
     done = run_script("""
-        def late(path):
-            time.sleep(0.2)
+        def late():
+            testing.wait_until(lambda: not threading.main_thread().is_alive())
             print("late")
-        default().submit(late, 1)
+        default().submit(late)
     """)
     assert done.stdout.split() == ["late"], done.stderr
