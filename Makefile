@@ -21,7 +21,7 @@ VENV_OLDEST ?= .venv-oldest
 TEST_ARGS ?=
 OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
 AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
-	bench_airflow.py contract.py examples_airflow.py executor_features.py page_airflow.py real_airflow.py \
+	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py page_airflow.py real_airflow.py \
 	xcom_airflow.py)
 COMPAT_ARGS ?=
 BENCH_ARGS ?=

@@ -320,7 +320,8 @@ class Daemon:
         supervisor.task, task.zygote, task.state = key, number, "starting"
         for_zygote, for_supervisor = socket.socketpair()
         with for_zygote, for_supervisor:
-            self._zygotes[number].child.channel.send({"t": "serve"}, [for_zygote.fileno()])
+            cpus = task.message.get("cpus") or self._settings.cpus
+            self._zygotes[number].child.channel.send({"t": "serve", "cpus": cpus}, [for_zygote.fileno()])
             run = {name: task.message[name] for name in ("name", "workload", "server")}
             supervisor.child.channel.send({"t": "run", **run}, [for_supervisor.fileno()])
 

@@ -4,11 +4,12 @@ It is the only kind of process that runs user code besides the tasks, and it hol
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
     daemon ──{"t": "parse", file}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
-    daemon ──{"t": "serve"} + socket──▶ zygote
+    daemon ──{"t": "serve", cpus} + socket──▶ zygote
     supervisor ══that socket══ {"t": "fork"} + stdin, stdout, stderr, log ▶ zygote ◀ {"t": "forked", pid} + pidfd
-                                                                           zygote ◀ {"t": "exit", code, rss_bytes}
+                                                                           zygote ◀ {"t": "exit", pid, code, rss_bytes}
 
-A supervisor that is gone takes its child with it, a zygote that is gone takes all of its children.
+A task may ask for worker processes of its own (workers.py). A supervisor that is gone takes its child with it, a task
+its workers, and a zygote that is gone takes all of its children.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from headrace_airflow import internals, processes
+from headrace_airflow import internals, processes, wire, workers
 from headrace_airflow.sources import Sources, Watch
 from headrace_airflow.wire import Channel, Message
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Child:
+    """A task, or a worker that a task has asked for."""
+
     pid: int
-    pid_fd: int
-    supervisor: Channel
+    owner: Channel
+    """Whoever has asked for it: a supervisor, or a task."""
+    asks: Channel | None = None
+    """Where a task asks for workers."""
 
 
 class Zygote:
@@ -43,6 +48,10 @@ class Zygote:
         self._selector.register(daemon, selectors.EVENT_READ)
         self._supervisors: dict[int, Channel] = {}
         """by descriptor"""
+        self._cpus: dict[Channel, float] = {}
+        """What a supervisor's task may use."""
+        self._tasks: dict[int, _Child] = {}
+        """by the descriptor of ``asks``"""
         self._children: dict[int, _Child] = {}
         """by pidfd"""
 
@@ -56,11 +65,14 @@ class Zygote:
                     self._reap(key.fd)
                 elif key.fd in self._supervisors:
                     self._serve(self._supervisors[key.fd])
+                elif key.fd in self._tasks:
+                    self._serve_task(self._tasks[key.fd])
 
     def _listen(self) -> None:
-        for _, fds in self._daemon.receive():
+        for message, fds in self._daemon.receive():
             (fd,) = fds
             self._supervisors[fd] = supervisor = Channel(socket.socket(fileno=fd))
+            self._cpus[supervisor] = message["cpus"]
             self._selector.register(supervisor, selectors.EVENT_READ)
         if self._daemon.closed:
             self._selector.unregister(self._daemon)
@@ -72,42 +84,85 @@ class Zygote:
                 os.close(fd)
         if supervisor.closed:
             self._selector.unregister(supervisor)
-            del self._supervisors[supervisor.fileno()]
+            del self._supervisors[supervisor.fileno()], self._cpus[supervisor]
             for child in self._children.values():
-                if child.supervisor is supervisor:
+                if child.owner is supervisor:
                     processes.kill_group(child.pid)
             supervisor.close()
 
     def _fork(self, supervisor: Channel, message: Message, fds: list[int]) -> None:
+        asks, theirs = wire.pair()
         pid = os.fork()
         if pid == 0:
-            self._become_task(message, fds)
-        pid_fd = os.pidfd_open(pid)
+            asks.close()
+            self._become_task(message, fds, theirs, self._cpus[supervisor])
+        theirs.close()
         try:
             os.setpgid(pid, pid)  # here too: the group has to exist when the supervisor hears of the child
         except OSError:
             pass
-        self._children[pid_fd] = _Child(pid, pid_fd, supervisor)
-        self._selector.register(pid_fd, selectors.EVENT_READ)
-        supervisor.send({"t": "forked", "pid": pid}, [pid_fd])
+        task = self._tasks[asks.fileno()] = _Child(pid, supervisor, asks)
+        self._selector.register(asks, selectors.EVENT_READ)
+        self._look_after(task)
 
-    def _become_task(self, message: Message, fds: list[int]) -> NoReturn:
-        """In the child: forgets the zygote's descriptors, and runs a task; never returns."""
+    def _look_after(self, child: _Child) -> None:
+        pid_fd = os.pidfd_open(child.pid)
+        self._children[pid_fd] = child
+        self._selector.register(pid_fd, selectors.EVENT_READ)
+        child.owner.send({"t": "forked", "pid": child.pid}, [pid_fd])
+
+    def _serve_task(self, task: _Child) -> None:
+        assert task.asks is not None
+        for message, fds in task.asks.receive():
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(task.pid, message, fds)
+            for fd in fds:
+                os.close(fd)
+            self._look_after(_Child(pid, task.asks))
+        if task.asks.closed:
+            self._forget_task(task)
+
+    def _forget_task(self, task: _Child) -> None:
+        """It has ended, or has no more to ask."""
+        assert task.asks is not None
+        if self._tasks.pop(task.asks.fileno(), None) is not None:
+            self._selector.unregister(task.asks)
+            task.asks.close()
+
+    def _become_task(self, message: Message, fds: list[int], zygote: socket.socket, cpus: float) -> NoReturn:
+        """In the child: runs a task; never returns."""
         try:
-            processes.die_with_parent(os.getppid())
-            os.setpgid(0, 0)
-            processes.be_first_to_go()
-            for channel in (self._daemon, *self._supervisors.values()):
-                channel.close()
-            for pid_fd in self._children:
-                os.close(pid_fd)
-            self._selector.close()
-            internals.reseed()
+            self._leave(0)
+            workers.take_from(zygote, cpus)
             internals.run_task(message, fds)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(124)
+
+    def _become_worker(self, task: int, message: Message, fds: list[int]) -> NoReturn:
+        """In the child: does what a task has ordered; never returns."""
+        try:
+            self._leave(task)
+            workers.become(message, fds)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(124)
+
+    def _leave(self, group: int) -> None:
+        """In a child: into its process group (0: its own), without the zygote's descriptors."""
+        processes.die_with_parent(os.getppid())
+        os.setpgid(0, group)
+        processes.be_first_to_go()
+        tasks = [task.asks for task in self._tasks.values() if task.asks is not None]
+        for channel in (self._daemon, *self._supervisors.values(), *tasks):
+            channel.close()
+        for pid_fd in self._children:
+            os.close(pid_fd)
+        self._selector.close()
+        internals.reseed()
 
     def _reap(self, pid_fd: int) -> None:
         child = self._children.pop(pid_fd)
@@ -118,7 +173,11 @@ class Zygote:
             processes.kill_group(child.pid)  # it was killed: what it had started in its group has nobody any more
         _, status, usage = os.wait4(child.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        child.supervisor.send({"t": "exit", "code": code, "rss_bytes": usage.ru_maxrss * 1024})
+        child.owner.send({"t": "exit", "pid": child.pid, "code": code, "rss_bytes": usage.ru_maxrss * 1024})
+        if child.asks is not None:
+            for worker in [other for other in self._children.values() if other.owner is child.asks]:
+                processes.kill_group(worker.pid)
+            self._forget_task(child)
 
 
 def main(daemon: Channel) -> None:

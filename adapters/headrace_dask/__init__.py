@@ -16,8 +16,7 @@ from headrace_dask.scheduler import get
 
 named_schedulers["headrace"] = get
 companions.accompany("dask", __name__)
-if companions.in_worker:
-    # What a task computes runs inside its worker; dask's own default would start a pool of threads in each of them.
-    dask.config.update_defaults({"scheduler": "headrace"})
+# What a task computes runs inside its worker; dask's own default would start a pool of threads in each of them.
+companions.once_in_worker(lambda: dask.config.update_defaults({"scheduler": "headrace"}))
 
 __all__ = ["get"]

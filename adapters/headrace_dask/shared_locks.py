@@ -40,6 +40,8 @@ def install() -> None:
         return
     _fd = _open()
     os.register_at_fork(after_in_child=_reopen)
+    if not companions.in_worker:
+        companions.once_in_worker(_reopen)
     for name in ("acquire", "release", "__enter__", "__exit__"):
         setattr(SerializableLock, name, globals()[f"_{name.strip('_')}"])
 
