@@ -32,7 +32,7 @@ def run_program(steps: Sequence[Call], drops: Sequence[tuple[int, ...]], inputs:
         if holes:
             filled = list(args)
             for position, source in holes:
-                filled[position] = registers[source] if type(source) is int else [registers[s] for s in source]  # type: ignore[union-attr]
+                filled[position] = registers[source] if isinstance(source, int) else [registers[s] for s in source]
             registers[number] = fn(*filled, **kwargs) if kwargs else fn(*filled)
             del filled
         else:
@@ -47,7 +47,7 @@ def last_reads(steps: Sequence[Call]) -> tuple[tuple[int, ...], ...]:
     last: dict[int, int] = {}
     for number, step in enumerate(steps):
         for _, source in step[3]:
-            for register in (source,) if type(source) is int else source:  # type: ignore[union-attr]
+            for register in (source,) if isinstance(source, int) else source:
                 last[register] = number
     drops: list[list[int]] = [[] for _ in steps]
     for register, number in last.items():

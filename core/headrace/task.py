@@ -25,7 +25,7 @@ def run_call(call: Call, values: Mapping[int, Any]) -> Any:
     if holes:
         filled = list(args)
         for position, dep in holes:
-            filled[position] = values[dep] if type(dep) is int else [values[d] for d in dep]  # type: ignore[union-attr]
+            filled[position] = values[dep] if isinstance(dep, int) else [values[d] for d in dep]
         return fn(*filled, **kwargs) if kwargs else fn(*filled)
     return fn(*args, **kwargs) if kwargs else fn(*args)
 

@@ -107,11 +107,6 @@ def get_pid(*_ignored: Any) -> int:
     return os.getpid()
 
 
-def get_place(*_ignored: Any) -> tuple[int, int]:
-    """(process id, identifier of the thread)."""
-    return os.getpid(), threading.get_ident()
-
-
 def get_environment(name: str, *_ignored: Any) -> str | None:
     return os.environ.get(name)
 
@@ -271,10 +266,6 @@ def print_lines(text: str, error: bool = False) -> int:
 def change_directory(directory: str | Path) -> str:
     os.chdir(directory)
     return os.getcwd()
-
-
-def change_environment(name: str, value: str) -> None:
-    os.environ[name] = value
 
 
 def start_thread(result: Any) -> Any:

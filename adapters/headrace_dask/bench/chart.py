@@ -44,15 +44,15 @@ def draw(report: Report, path: Path) -> None:
     records = list(report.workloads.values())
     figure = Figure(figsize=(11, 2.4 + 0.42 * len(records)), layout="constrained")
     axes = figure.subplots()
-    farthest = _rows(axes, report, records)
-    _frame(axes, report, records, farthest)
+    _rows(axes, report, records)
+    _frame(axes, report, records)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.savefig(path, dpi=130, facecolor="white")
 
 
-def _rows(axes: Axes, report: Report, records: list[WorkloadRecord]) -> float:
-    """Draws the marks; returns the largest ratio, beyond which there is room for what has none."""
+def _rows(axes: Axes, report: Report, records: list[WorkloadRecord]) -> None:
+    """Draws the marks; beyond the largest ratio there is room for what has none."""
     ratios: dict[str, list[tuple[int, float]]] = {name: [] for name in report.schedulers}
     for row, record in enumerate(records):
         to = record.best_stock() or (AUTO if record.ratio(AUTO, AUTO) else None)
@@ -78,7 +78,6 @@ def _rows(axes: Axes, report: Report, records: list[WorkloadRecord]) -> float:
     for row, record in enumerate(records):
         _annotate(axes, record, row, report, farthest)
     axes.set_xlim(min([*every, 1.0]) / ROOM, farthest * ROOM)
-    return farthest
 
 
 def _annotate(axes: Axes, record: WorkloadRecord, row: int, report: Report, farthest: float) -> None:
@@ -102,7 +101,7 @@ def _annotate(axes: Axes, record: WorkloadRecord, row: int, report: Report, fart
         )
 
 
-def _frame(axes: Axes, report: Report, records: list[WorkloadRecord], farthest: float) -> None:
+def _frame(axes: Axes, report: Report, records: list[WorkloadRecord]) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_xscale("log")

@@ -79,9 +79,8 @@ def _run(options: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
     terminal = Terminal(plan.schedulers, plan.bound_s)
     terminal.begin([workload.name for workload in plan.workloads])
-    before = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # ends the children on the way out, as Ctrl-C does
+    # As Ctrl-C does, it ends the children on the way out.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = Runner(plan, Listener(now=terminal.now, row=terminal.row)).run()
     finally:

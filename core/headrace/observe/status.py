@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from itertools import islice
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.sched.policy import KIND_NAMES
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STATUS_NAME = "headrace-status"
 REFRESH_S = 0.25
+_LOOK_AGAIN_S = 0.01
 SHOWN_TASKS = 50
 COUNTED_TASKS = 20_000
 """The status is taken under the runtime's lock: of a very large graph only the first tasks are looked at."""
@@ -215,13 +216,13 @@ def _descriptors(pid: str) -> list[str]:
 
 
 def _read_page(path: str, timeout_s: float) -> list[dict[str, Any]]:
-    deadline = perf_counter() + timeout_s
-    while perf_counter() < deadline:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         with open(path, "rb") as file:
             text = file.read()
         try:
             states: list[dict[str, Any]] = json.loads(text)
             return states
-        except ValueError:
-            threading.Event().wait(0.01)
+        except ValueError:  # it is just being rewritten, and nothing tells when it has been
+            time.sleep(_LOOK_AGAIN_S)
     return []

@@ -4,10 +4,13 @@
     jobs        the work and the values of each open job; ids; what a caller holds and sees (``Stored``, ``Observer``)
     futures     what ``submit`` gives out, and the job that all of them belong to
     callbacks   the thread in which the callbacks of futures are called
+    dropped     what finalizers and destructors have to say
     threads     the threads that serve slots
     processes   the processes lane, from the first launch to the end
     host        what that lane asks for and reports
+    imports     what a new worker imports at once
     interrupts  Ctrl-C waits while state is being changed
+    event_loops the caller's own event loop, hidden from tasks
 
 Nothing here decides where or when a task runs (``sched`` does), and nothing here knows the machine: the parts get a
 function ``post`` for their events. ``headrace.runtime`` puts them together.

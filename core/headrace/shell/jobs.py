@@ -81,10 +81,8 @@ class Job:
         self.wanted: set[int] = set()
         self.errors: dict[int, BaseException] = {}
         self.obituaries: dict[int, tuple[str, int]] = {}  # of the last worker that a task took down
-        self.last_obituary: tuple[str, int] = (
-            f"{NOT_STARTED}: gone before it was ready",
-            0,
-        )  # of one that died with none to blame
+        # Of one that died with no task to blame.
+        self.last_obituary: tuple[str, int] = (f"{NOT_STARTED}: gone before it was ready", 0)
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
         self.observer: Observer | None = None

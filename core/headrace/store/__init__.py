@@ -1,6 +1,11 @@
 """The object store: shared memory segments, pickling into them, and the ledger of who holds what.
 
-``segments`` and ``kernel`` touch the operating system; ``ledger`` and ``ranges`` are pure; ``pickling`` (with
-``arrays``, ``sizes`` and ``culprit``) turns values into bytes and buffers. Nothing in here imports numpy, pandas or
-pyarrow by itself: a worker process must start quickly and stay small.
+    segments   memory of one process that others map      kernel   the calls into libc that this takes
+    ledger     who reads what; pure                       ranges   which bytes are free; pure
+    pickling   values to bytes and buffers, and back      sizes    how large a value is, without pickling it
+
+Of ``pickling``: ``cloud`` for what must travel by value, ``arrays`` and ``arrow`` for what numpy and pyarrow would
+copy, ``nans`` for what is asked for by identity, ``hashes`` for what must not travel, ``culprit`` for the error.
+
+Nothing in here imports numpy, pandas or pyarrow by itself: a worker process must start quickly and stay small.
 """

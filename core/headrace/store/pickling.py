@@ -57,19 +57,19 @@ class Packed(NamedTuple):
         return len(self.data) + sum([buffer.nbytes for buffer in self.buffers])
 
 
-def register_reducer(type: type | tuple[str, str], fn: Callable[[Any], Any]) -> None:
+def register_reducer(kind: type | tuple[str, str], fn: Callable[[Any], Any]) -> None:
     """Has ``fn(obj)`` pickle the instances of exactly this type, as in ``copyreg`` but only for Headrace.
 
     ``fn`` returns what ``__reduce__`` may return; an exception from it keeps the object, and its task, in its process.
 
     Args:
-        type: a class, or the names of a module and of a class in it: then nothing is imported for it, and it counts
+        kind: a class, or the names of a module and of a class in it: then nothing is imported for it, and it counts
             from the moment that somebody, perhaps a task, has imported the module.
     """
-    if isinstance(type, tuple):
-        _awaited[type] = fn
+    if isinstance(kind, tuple):
+        _awaited[kind] = fn
     else:
-        _add(type, fn)
+        _add(kind, fn)
 
 
 def _add(kind: type, fn: Reducer) -> None:

@@ -12,5 +12,6 @@ In a worker's process::
     holdings     the values it has                                     meter      CPU time of tasks
     surroundings search path, working directory, output
 
-Between them: ``wire`` (codes, records, the channel), ``parcels`` (how values travel) and ``failures`` (exceptions).
+Between them: ``wire`` (codes, records, the channel), ``parcels`` (how values travel), ``failures`` (exceptions),
+``warned`` and ``logged`` (what tasks warn of and log).
 """

@@ -10,7 +10,7 @@ worker, not the owner.
 from __future__ import annotations
 
 import builtins
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
 from headrace.lanes.processes.parcels import open_whole
@@ -36,7 +36,7 @@ def describe_failure(error: BaseException, skip_frames: int = 0) -> Failure:
         packed = pack(error, "exception")
         pickled = (packed.data, [bytes(buffer) for buffer in packed.buffers])
         _load(pickled)
-    except BaseException as problem:
+    except BaseException as problem:  # the exception's own __reduce__ or __init__, which may do anything
         pickled, reason = None, _say(problem)
     return pickled, name, _text(error), bases, text, reason
 
@@ -105,10 +105,10 @@ def _load(pickled: tuple[bytes, list[bytes]]) -> BaseException:
 def _substitute(bases: list[str], message: str) -> BaseException:
     """The nearest built-in base class that takes one text, so that the caller's ``except`` clauses still fit."""
     for name in bases:
-        kind = getattr(builtins, name, None)
+        kind: Any = getattr(builtins, name, None)
         try:
-            error = kind(message)  # type: ignore[misc]
-        except Exception:
+            error = kind(message)
+        except Exception:  # it wants other arguments, as UnicodeDecodeError does, or is none of Python's
             continue
         if isinstance(error, BaseException):
             return error

@@ -60,9 +60,10 @@ def _apply(state: bytes) -> None:
 
 
 def _category(module: str, name: str) -> type[Warning]:
-    found: Any = getattr(builtins, name, None) if module == "builtins" else None
+    category: Any = getattr(builtins, name, None) if module == "builtins" else None
     stand_in: Any = _ByName(name, (Warning,), {"name": (module, name)})
-    return found or stand_in  # type: ignore[no-any-return]
+    found: type[Warning] = category or stand_in
+    return found
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def _revive(parcel: Parcel | None, base: str, text: str) -> Warning:
             message = open_whole(parcel)
             if isinstance(message, Warning):
                 return message
-        except Exception:
+        except Exception:  # its class is not there, or its __init__ fails
             pass
     substitute: Warning = getattr(builtins, base)(text)
     return substitute
