@@ -1,7 +1,8 @@
 """What observers may ask of this node: what its daemons do, and what its XCom store holds.
 
-Nothing is started and nothing is changed, and every question has a bounded time: a peer that does not answer is
-reported as silent. Runs where Airflow's configuration is at hand, so in the API server and on the command line.
+Nothing is started and nothing is changed (but that the folder is made where a daemon would listen), and every question
+has a bounded time: a peer that does not answer is reported as silent. Runs where Airflow's configuration is at hand, so
+in the API server and on the command line.
 """
 
 from __future__ import annotations

@@ -57,8 +57,7 @@ class Runs:
         upstream = self._shape(session, run)
         for task in tasks:
             before = upstream.get(task["task_id"], ())
-            first = task["try_number"] == 1 and not task.pop("rescheduled")
-            task["gap_s"] = gap_s(task["state"], first, task["start"], before, ends)
+            task["gap_s"] = gap_s(task["state"], task.pop("first"), task["start"], before, ends)
         return {
             "dag_id": run.dag_id,
             "run_id": run.run_id,
@@ -110,7 +109,7 @@ def _tasks(session: Any, keys: list[tuple[str, str]]) -> dict[tuple[str, str], l
             "try_number": try_number,
             "start": _seconds(start),
             "end": _seconds(end),
-            "rescheduled": again,
+            "first": try_number == 1 and not again,
         })  # fmt: skip
     return found
 
