@@ -52,7 +52,7 @@ def _mentioned(fn: Any) -> Iterator[str]:
 
 
 def _imported(code: CodeType) -> Iterator[str]:
-    package: str | None = None
+    package = ""
     for instruction in get_instructions(code):
         if instruction.opname == "IMPORT_NAME":
             package = instruction.argval
