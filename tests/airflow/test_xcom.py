@@ -8,6 +8,7 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,54 @@ def test_data_is_read_where_it_is_stored(
     assert same(one, value)
     assert is_mapped(address(one))
     assert address(one) != address(other)
+
+
+@pytest.fixture(scope="session")
+def polars(lasting: Callable[[], AbstractContextManager[None]]) -> Any:
+    """Imported, and with its threads at work."""
+    with lasting():
+        import polars
+
+        polars.DataFrame({"a": range(50_000)}).filter(polars.col("a") % 2 == 0)
+    return polars
+
+
+def address_of_series(series: Any) -> int:
+    return int(series.to_arrow().buffers()[1].address)
+
+
+def test_polars_data_is_read_where_it_is_stored(polars: Any) -> None:
+    frame = polars.DataFrame({
+        "number": range(50_000), "half": np.arange(50_000) / 2, "text": [f"row {n}" for n in range(50_000)],
+        "list": [[n, n] for n in range(50_000)], "gap": [None if n % 3 else n for n in range(50_000)],
+        "kind": polars.Series(["a", "b"] * 25_000, dtype=polars.Categorical),
+    })  # fmt: skip
+    for value in (frame, frame[1000:40_000], frame.filter(frame["number"] % 2 == 0)):
+        found = pull(push(value))
+        assert found.equals(value)
+        assert found.schema == value.schema
+        assert is_mapped(address_of_series(found["half"]))
+    series = pull(push(frame["half"], "series"))
+    assert series.name == "half"
+    assert series.equals(frame["half"])
+    assert is_mapped(address_of_series(series))
+
+
+def test_polars_refuses_objects_and_says_so(polars: Any) -> None:
+    frame = polars.DataFrame({"any": [Point(1, np.arange(2)), None]}, schema={"any": polars.Object})
+    with pytest.raises(UnpicklableError, match=r"return_value\._df: cannot pickle"):
+        push(frame)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bfloat16", "bool", "complex64"])
+def test_tensors_are_read_where_they_are_stored(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(100_000).to(getattr(torch, dtype)).reshape(100, -1)
+    found = pull(push(tensor))
+    assert found.dtype == tensor.dtype
+    assert torch.equal(found, tensor)
+    assert is_mapped(found.data_ptr())
+    assert pull(push(torch.ones(3, requires_grad=True), "gradient")).requires_grad
 
 
 def test_consumers_may_write_into_what_they_get() -> None:
