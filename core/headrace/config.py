@@ -1,7 +1,8 @@
 """Settings: one frozen object, read once at the top and handed down; nothing below reads the environment.
 
 Precedence, first found wins: arguments, environment (``HEADRACE_*``), an overlay that an adapter hands in
-(``headrace.*`` of the dask config, ``[headrace]`` of Airflow's), defaults.
+(``headrace.*`` of the dask config), defaults. The section ``[headrace]`` of Airflow's configuration is another matter:
+it has the settings of a node's daemon and store (:mod:`headrace_airflow.settings`).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def resolve(
 
     Args:
         arguments: values given in code; ``None`` values count as not given; an unknown name is an error.
-        overlay: values from dask's or Airflow's configuration, with ``-`` or ``_`` in names; unknown names are errors.
+        overlay: values from dask's configuration, with ``-`` or ``_`` in names; unknown names are errors.
         environ: the environment to read; ``os.environ`` by default.
 
     Raises:
