@@ -49,12 +49,18 @@ class Runtime(Executor):
     """Runs calls and graphs of calls on this machine, each where it runs fastest. A ``concurrent.futures.Executor``.
 
     Nothing is started before it is needed: threads with the first task that is not quick, worker processes when tasks
-    turn out to hold the GIL. Thread-safe. As a context manager it waits for its futures and stops everything on
-    leaving.
+    turn out to hold the GIL. Thread-safe; of use only in the process that made it. As a context manager it waits for
+    its futures and stops everything on leaving.
+
+    A task may run in another process, and then has copies of its arguments: what it changes in them may be seen by
+    others or not.
 
     Args:
         settings: see :class:`headrace.config.Settings`; by default resolved from arguments and environment.
-        arguments: single settings by name.
+        arguments: single settings by name, as in ``Runtime(lane="threads", num_workers=4)``.
+
+    Raises:
+        ConfigError: a setting is unknown or has a value that cannot be used.
     """
 
     def __init__(self, settings: config.Settings | None = None, **arguments: Any) -> None:
@@ -132,6 +138,7 @@ class Runtime(Executor):
         """Runs a graph and returns the values of its outputs, in their order. Blocks; the calling thread helps.
 
         Args:
+            graph: read, and not changed; it must not change before this returns.
             lane: overrides the setting for this graph.
             limit: how many tasks may run at once; by default, or if it is 0, ``settings.num_workers``.
             observer: is told of each task, in this thread.
@@ -143,6 +150,8 @@ class Runtime(Executor):
             Exception: a task's own exception, as itself.
             WorkerDied: a task took down ``settings.max_deaths`` workers.
             UnpicklableError: lane ``processes`` is forced and a task or a result cannot travel.
+            ConfigError: ``lane`` or ``limit`` cannot be used.
+            RuntimeError: this runtime was shut down, perhaps while the graph ran, or belongs to another process.
         """
         if self._is_deciding() or sys.is_finalizing():  # when the interpreter ends, no thread can be started any more
             self._check_open()
@@ -286,6 +295,11 @@ class Runtime(Executor):
 
         Futures of this runtime may stand anywhere in the arguments, also nested in lists, tuples and dicts: the call
         starts once they are done and gets their values. If one of them fails, so does this future, with its exception.
+        A task that nobody holds the future of still runs; its result is dropped.
+
+        Raises:
+            TypeError: ``fn`` cannot be called.
+            RuntimeError: this runtime was shut down, or belongs to another process, or the interpreter ends.
         """
         self._check_open()
         if sys.is_finalizing():
@@ -296,9 +310,17 @@ class Runtime(Executor):
             return self._futures.submit(fn, args, kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the runtime: no new work is taken; with ``wait`` returns when all futures are done, their callbacks
-        have returned, and everything is stopped. A graph that another thread still waits for then raises RuntimeError
-        there."""
+        """Ends the runtime: no new work is taken, what was submitted is finished. May be called again.
+
+        A graph that another thread still waits for when all futures are done raises RuntimeError there.
+
+        Args:
+            wait: block until all futures are done, their callbacks have returned, and everything is stopped.
+            cancel_futures: cancel what has not started.
+
+        Raises:
+            RuntimeError: a task of this runtime would wait for its own end.
+        """
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures.open)))
         if wait and self._threads.nested:
