@@ -26,7 +26,8 @@ from airflow.configuration import conf
 from airflow.executors.base_executor import PARALLELISM, BaseExecutor
 
 from headrace.errors import ConfigError
-from headrace_airflow import client, internals, places, settings
+from headrace_airflow import client, internals, places, settings, xcom
+from headrace_airflow.collector import Collector
 from headrace_airflow.wire import Channel, Message
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class HeadraceExecutor(BaseExecutor):
         self._wake_key = internals.wake_key()
         self._idle_sleep_s = conf.getfloat("scheduler", "scheduler_idle_sleep_time", fallback=1.0)
         self._draining = False
+        self._collector: Collector | None = None
 
     # --- life ---
 
@@ -112,6 +114,8 @@ class HeadraceExecutor(BaseExecutor):
             self.place, self.settings, self.log_file, "scheduler", environ=_environment(), store=_store()
         )
         self.log.info("Connected to the Headrace daemon in %s", self.place)
+        if _store():
+            self._collector = Collector(xcom.settings().collect_s, self.log_file)
 
     def end(self) -> None:
         """Waits for what runs, unless ``[headrace] at_end`` says otherwise; then lets the daemon be."""
@@ -130,6 +134,8 @@ class HeadraceExecutor(BaseExecutor):
         self._disconnect()
 
     def _disconnect(self) -> None:
+        if self._collector is not None:
+            self._collector.close()
         if self._daemon is not None:
             self._daemon.drain(1.0)
             self._daemon.close()
@@ -177,6 +183,8 @@ class HeadraceExecutor(BaseExecutor):
 
     def sync(self) -> None:
         """Takes in what the daemon says; waits for it only instead of the scheduler's idle sleep."""
+        if self._collector is not None:
+            self._collector.look()
         submitted, self._submitted = self._submitted, False
         now = time.monotonic()
         loop_s = now - self._synced_at
@@ -402,8 +410,6 @@ def _section(configuration: Any) -> dict[str, Any]:
 def _store() -> str:
     """The settings of the node's store, for the daemon to host it; empty: the XCom backend is another one."""
     from airflow.sdk.execution_time.xcom import XCom
-
-    from headrace_airflow import xcom
 
     return xcom.settings().to_json() if issubclass(XCom, xcom.HeadraceXCom) else ""
 

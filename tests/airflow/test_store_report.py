@@ -83,8 +83,8 @@ def test_memory_may_be_a_share() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"xcom_memory": "much"}, {"xcom_ttl": "-1"}, {"xcom_ttl": "nan"}, {"xcom_storage_options": "[]"},
-        {"xcom_storage_options": "{"}, {"xcom_inline_bytes": "1 parsec"},
+        {"xcom_memory": "much"}, {"xcom_ttl": "-1"}, {"xcom_ttl": "nan"}, {"xcom_collect": "often"},
+        {"xcom_storage_options": "[]"}, {"xcom_storage_options": "{"}, {"xcom_inline_bytes": "1 parsec"},
     ],
     ids=str,
 )  # fmt: skip

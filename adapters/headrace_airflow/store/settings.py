@@ -9,6 +9,8 @@
 ``xcom_spill_path``       folder for what is spilled; default: ``$AIRFLOW_HOME/headrace/spill``
 ``xcom_ttl``              seconds after which a run that nobody touched loses its values; default: 30 days; 0: never
 ``xcom_warm``             seconds that a durable value stays in memory after its last use; default: 1800
+``xcom_collect``          seconds between two looks for values that were deleted through the REST API; default: 3600;
+                          0: never; HeadraceExecutor does it, others call ``airflow headrace store --collect``
 ``xcom_grace``            seconds that a deleted value can still be read by who had its reference; default: 60
 ``xcom_inline_bytes``     plain JSON up to this size stays in the database as stock; default: 64 KiB
 ``store_home``            folder of the service's socket; default: ``$AIRFLOW_HOME/headrace/node``
@@ -48,6 +50,7 @@ class StoreSettings:
         storage_options: for fsspec.
         former_urls: where references may point besides ``url``.
         inline_bytes: plain JSON up to this size stays in the database.
+        collect_s: time between two looks for values that the database no longer refers to; 0: nobody looks.
     """
 
     home: str
@@ -61,6 +64,7 @@ class StoreSettings:
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     former_urls: tuple[str, ...] = ()
     inline_bytes: int = 64 * 1024
+    collect_s: float = 3600.0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -96,6 +100,7 @@ def from_options(get: Callable[[str], str | None], airflow_home: str) -> StoreSe
         storage_options=_options(get("xcom_storage_options")),
         former_urls=former,
         inline_bytes=_bytes("xcom_inline_bytes", get("xcom_inline_bytes") or "64KiB"),
+        collect_s=_seconds("xcom_collect", get("xcom_collect"), 3600.0),
     )
 
 

@@ -1,0 +1,44 @@
+"""What looks for deleted values now and then: one process at a time, as long as the scheduler lives."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from headrace.testing import wait_until
+from headrace_airflow.collector import Collector
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def turns(collector: Collector, log: Path) -> int:
+    collector.look()
+    return log.read_text().count("turn") if log.exists() else 0
+
+
+def test_it_runs_again_and_again(tmp_path: Path) -> None:
+    collector = Collector(0.01, tmp_path / "log", ("echo", "turn"))
+    wait_until(lambda: turns(collector, tmp_path / "log") >= 3, "three turns")
+    collector.close()
+    assert psutil.Process().children() == []
+
+
+def test_one_that_takes_long_is_not_joined_by_another_and_ends_with_the_scheduler(tmp_path: Path) -> None:
+    collector = Collector(0.01, tmp_path / "log", ("sleep", "600"))
+    wait_until(lambda: collector.look() or children(), "the first")
+    until_s = time.monotonic() + 0.1
+    while time.monotonic() < until_s:  # long enough for ten more
+        collector.look()
+        assert len(children()) == 1
+    collector.close()
+    assert psutil.Process().children() == []
+
+
+def test_it_may_be_switched_off(tmp_path: Path) -> None:
+    collector = Collector(0.0, tmp_path / "log", ("echo", "turn"))
+    assert turns(collector, tmp_path / "log") == 0
+    collector.close()
