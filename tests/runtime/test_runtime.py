@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextvars
 import gc
 import itertools
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -19,11 +15,9 @@ from typing import Any
 import pytest
 
 from headrace import runtime, testing
-from headrace.cli import _describe
 from headrace.config import LANES, ConfigError
 from headrace.errors import InternalError
 from headrace.graph import Graph
-from headrace.observe.status import read_status
 from headrace.runtime import Runtime, Stored
 from headrace.task import Hole
 
@@ -373,113 +367,3 @@ def test_shutting_down_under_a_graph_ends_its_run(lane: str, tmp_path: Path) -> 
 def test_unknown_lane_is_refused() -> None:
     with Runtime() as rt, pytest.raises(ConfigError, match="threads"):
         rt.run(Graph(), lane="thread")
-
-
-def test_published_status_is_found_behind_descriptors_that_come_and_go() -> None:
-    below = os.open(os.devnull, os.O_RDONLY)
-    with Runtime(lane="inline", num_workers=1) as rt:
-        build = Build()
-        rt.run(build.wanting(build.call(testing.inc, 1)))
-        os.close(below)  # looking at the descriptors takes this number now, which is gone when it is looked at
-        testing.wait_until(lambda: any(state["pid"] == os.getpid() for state in read_status()), "the status")
-
-
-def test_status_describes_workers_and_the_store() -> None:
-    build = Build()
-    parts = [build.call(testing.make_bytes, 1 << 20, n) for n in range(2)]
-    with Runtime(lane="processes", num_workers=1) as rt:
-        handles = rt.run(build.wanting(*parts), keep=True)
-        status = rt.status()
-        (worker,) = status["workers"]
-        assert worker["up"]
-        assert Path(f"/proc/{worker['pid']}").exists()
-        assert [handle.result()[0] for handle in handles] == [0, 1]
-        assert set(status["store"]) == {"published_bytes", "values", "segments"}
-        assert any(line.startswith(f"  worker 1 (process {worker['pid']}, ") for line in _describe(status))
-
-
-def test_status_says_what_runs_and_what_waits(tmp_path: Path) -> None:
-    with Runtime(lane="threads", num_workers=1) as rt:
-        first = rt.submit(testing.hold, tmp_path)
-        second = rt.submit(testing.inc, first)
-        testing.wait_for_start(tmp_path)
-        status = rt.status()
-        assert any(name.startswith("hold-") for slot in status["slots"] for name in slot["runs"])
-        assert [row["for"].startswith("hold-") for row in status["waiting"]] == [True]
-        testing.let_go(tmp_path)
-        with pytest.raises(TypeError):
-            second.result()
-
-
-SCRIPT_HEAD = """
-import os, sys, threading, time
-from headrace import testing
-from headrace.runtime import Runtime, default
-"""
-
-
-def run_script(body: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Runs an unguarded script in a fresh interpreter."""
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT_HEAD + textwrap.dedent(body)],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env=os.environ,
-        check=False,
-    )
-
-
-def test_ctrl_c_stops_at_once_and_leaves_the_runtime_usable(lane: str) -> None:
-    done = run_script(f"""
-        import signal
-        from headrace.graph import Graph
-        rt = Runtime(lane={lane!r}, num_workers=2)
-        def graph(fn, *args, n=6):
-            return Graph(keys=list(range(n)), calls=[(fn, args, None, ())] * n, deps=[()] * n,
-                         families=["f"] * n, outputs=list(range(n)))
-        rt.run(graph(testing.inc, 1))
-        pressed = []
-        def press():
-            pressed.append(time.perf_counter())
-            os.kill(os.getpid(), signal.SIGINT)
-        threading.Timer(0.5, press).start()
-        try:
-            rt.run(graph(time.sleep, 30))
-        except KeyboardInterrupt:
-            print("stopped", time.perf_counter() - pressed[0] < 0.5)
-        print(rt.run(graph(testing.inc, 1)))
-        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-    """)
-    assert done.stdout.splitlines() == ["stopped True", "[2, 2, 2, 2, 2, 2]", "True"], done.stderr
-
-
-def test_the_default_runtime_survives_a_fork() -> None:
-    done = run_script("""
-        rt = default()
-        print(rt.submit(testing.inc, 1).result())
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            assert default() is not rt
-            try:
-                rt.submit(testing.inc, 1)
-            except RuntimeError as error:
-                print("fork" in str(error))
-            print(default().submit(testing.inc, 2).result())
-            sys.stdout.flush()
-            os._exit(0)
-        os.waitpid(pid, 0)
-        print(rt.submit(testing.inc, 3).result())
-    """)
-    assert done.stdout.split() == ["2", "True", "3", "4"], done.stderr
-
-
-def test_futures_pending_at_exit_are_finished() -> None:
-    done = run_script("""
-        def late():
-            testing.wait_until(lambda: not threading.main_thread().is_alive())
-            print("late")
-        default().submit(late)
-    """)
-    assert done.stdout.split() == ["late"], done.stderr

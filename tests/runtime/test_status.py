@@ -1,4 +1,4 @@
-"""What ``headrace status`` shows when something is wrong with what it should show."""
+"""What the status says of a runtime, in its process and from outside, also when something is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from headrace import testing
-from headrace.cli import main
+from headrace.cli import _describe, main
 from headrace.graph import Graph
 from headrace.observe.status import read_status
 from headrace.runtime import Runtime
+
+
+def graph_of(*calls: tuple[Any, ...]) -> Graph:
+    """Calls (function, arguments...) that do not depend on each other, and all of whose values are wanted."""
+    count = len(calls)
+    made = [(fn, tuple(args), None, ()) for fn, *args in calls]
+    return Graph(list(range(count)), made, [()] * count, ["f"] * count, list(range(count)))
 
 
 def test_a_status_that_cannot_be_told_is_said_and_the_next_one_is_told(capsys: Any, tmp_path: Path) -> None:
@@ -31,5 +40,38 @@ def test_a_status_that_cannot_be_told_is_said_and_the_next_one_is_told(capsys: A
             assert "ValueError: no name" in capsys.readouterr().out
             testing.let_go(tmp_path)
             running.result()
-        rt.run(Graph(["a"], [(testing.inc, (1,), None, ())], [()], ["f"], [0]))
+        rt.run(graph_of((testing.inc, 1)))
         testing.wait_until(lambda: any("jobs" in state for state in mine()), "the status")
+
+
+def test_published_status_is_found_behind_descriptors_that_come_and_go() -> None:
+    below = os.open(os.devnull, os.O_RDONLY)
+    with Runtime(lane="inline", num_workers=1) as rt:
+        rt.run(graph_of((testing.inc, 1)))
+        os.close(below)  # looking at the descriptors takes this number now, which is gone when it is looked at
+        testing.wait_until(lambda: any(state["pid"] == os.getpid() for state in read_status()), "the status")
+
+
+def test_status_describes_workers_and_the_store() -> None:
+    with Runtime(lane="processes", num_workers=1) as rt:
+        handles = rt.run(graph_of(*((testing.make_bytes, 1 << 20, n) for n in range(2))), keep=True)
+        status = rt.status()
+        (worker,) = status["workers"]
+        assert worker["up"]
+        assert Path(f"/proc/{worker['pid']}").exists()
+        assert [handle.result()[0] for handle in handles] == [0, 1]
+        assert set(status["store"]) == {"published_bytes", "values", "segments"}
+        assert any(line.startswith(f"  worker 1 (process {worker['pid']}, ") for line in _describe(status))
+
+
+def test_status_says_what_runs_and_what_waits(tmp_path: Path) -> None:
+    with Runtime(lane="threads", num_workers=1) as rt:
+        first = rt.submit(testing.hold, tmp_path)
+        second = rt.submit(testing.inc, first)
+        testing.wait_for_start(tmp_path)
+        status = rt.status()
+        assert any(name.startswith("hold-") for slot in status["slots"] for name in slot["runs"])
+        assert [row["for"].startswith("hold-") for row in status["waiting"]] == [True]
+        testing.let_go(tmp_path)
+        with pytest.raises(TypeError):
+            second.result()
