@@ -5,7 +5,8 @@
                                         └── Admission decides, this module carries out
 
 It starts when an executor needs it, and ends when it has had neither a scheduler nor a task for ``linger_s``. What it
-has started ends with it, however it ends (processes.py).
+has started ends with it, however it ends (processes.py). Where HeadraceXCom is in use it also hosts the node's store
+(hosted_store.py), which finishes its durable copies first.
 
 From clients: hello, submit, revoke, adopt, look, drain, evict, status, stop. To schedulers: started, reported, ended;
 how workloads ended is kept for a scheduler that comes after one that did not hear it.
@@ -125,7 +126,7 @@ class Daemon:
             if task.pid:
                 processes.kill_group(task.pid)
         self._forks.close()
-        processes.end_children(self.store.processes())
+        processes.end_children(self.store.lasting_pids())
 
     def stop(self, *_: object) -> None:
         """Ends the loop; may be called by a signal handler."""
@@ -147,7 +148,7 @@ class Daemon:
             self._measure()
         self._handle(admission.Ticked())
         self.store.host()
-        processes.reap_adopted(self.store.processes() | {self._forks.pid})
+        processes.reap_adopted(self.store.io_pids() | {self._forks.pid})
         for supervisor in self._supervisors:
             if supervisor.task is None and now - supervisor.idle_since >= _IDLE_SUPERVISOR_S:
                 self._loop.forget(supervisor.child.channel)  # it ends when it sees that

@@ -56,10 +56,14 @@ class HostedStore:
         if self._service is not None and not self._service.timeout_s():
             self._handle()
 
-    def processes(self) -> set[int]:
+    def io_pids(self) -> set[int]:
+        """Children of the daemon that the store looks after."""
+        return set() if self._service is None else set(self._service.io_pids())
+
+    def lasting_pids(self) -> set[int]:
         """Processes of the store that may be children of the daemon, and that end by themselves."""
         if self._service is not None:
-            return set(self._service.io_pids())
+            return self.io_pids()
         serving = Home(self._settings.home).serving() if self._settings is not None else None
         return set() if serving is None else {serving}
 

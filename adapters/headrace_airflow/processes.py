@@ -3,10 +3,12 @@
 The tree, and what ends each part of it::
 
     daemon          ends itself when nobody needs it
+    ├── store's I/O     ends when its jobs are done
     └── origin          killed with the daemon (parent-death signal)
         ├── supervisor      killed with the origin; its zygote then kills its task
         └── zygote          killed with the origin
-            └── task            killed with the zygote; a process group of its own
+            ├── task            killed with the zygote; a process group of its own
+            └── task's worker   killed with the zygote, and when its task has ended; in the group of the task
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 They have the DAG file parsed and all that it imports, run in the task's process group, and so count and end with it.
 
     task ──{"t": "start", module, function, numbers, environment} + descriptors, stdout, stderr──▶ zygote
-         ◀──{"t": "forked", pid} + pidfd / {"t": "exit", pid, code, rss_bytes}──
+         ◀──{"t": "forked", pid} + pidfd / {"t": "refused", why} / {"t": "exit", pid, code, rss_bytes}──
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class _Source:
                 message, fds = received
                 if message["t"] == "forked":
                     return _Fork(self, message["pid"], fds[0])
+                if message["t"] == "refused":
+                    raise OSError(message["why"])
                 self._note(message)
         raise OSError("the zygote does not answer")
 

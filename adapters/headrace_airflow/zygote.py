@@ -114,12 +114,16 @@ class Zygote:
     def _serve_task(self, task: _Child) -> None:
         assert task.asks is not None
         for message, fds in task.asks.receive():
-            pid = os.fork()
-            if pid == 0:
-                self._become_worker(task.pid, message, fds)
+            try:
+                pid = os.fork()
+            except OSError as error:  # no more processes are allowed
+                task.asks.send({"t": "refused", "why": str(error)})
+            else:
+                if pid == 0:
+                    self._become_worker(task.pid, message, fds)
+                self._look_after(_Child(pid, task.asks))
             for fd in fds:
                 os.close(fd)
-            self._look_after(_Child(pid, task.asks))
         if task.asks.closed:
             self._forget_task(task)
 

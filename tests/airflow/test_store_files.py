@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.store import kernel
+from headrace.testing import wait_until
 from headrace_airflow.store import image, segments, storage
 from headrace_airflow.store.ledger import Slot
 
@@ -272,6 +274,23 @@ def test_a_segment_comes_back_from_the_pool_only_when_nobody_maps_it() -> None:
     pool.close()
     assert pool.size_bytes == 0
     os.close(reader)
+
+
+@pytest.mark.parametrize("size", [4096, 64 << 20], ids=["here", "elsewhere"])
+def test_what_is_let_go_of_is_closed(size: int) -> None:
+    fd = segments.create(size)
+    os.pwrite(fd, b"x" * size, 0)
+    inode = os.fstat(fd).st_ino
+    segments.let_go(fd)
+    wait_until(lambda: inode not in inodes_open(), "the segment's end")
+
+
+def inodes_open() -> set[int]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.stat(f"/proc/self/fd/{fd}").st_ino)
+    return found
 
 
 def test_the_pool_keeps_no_more_than_it_may() -> None:

@@ -100,7 +100,8 @@ def test_tasks_find_the_daemons_store(settings: StoreSettings, client: StoreClie
         record = put(client, bytearray(4 * MIB))
         assert serving_pid(client) == os.getpid()
         assert get(client, record) == bytearray(4 * MIB)
-        assert host.store.processes() == {child.pid for child in psutil.Process().children()} != set()
+        assert host.store.io_pids() == {child.pid for child in psutil.Process().children()} != set()
+        assert host.store.lasting_pids() == host.store.io_pids()
     assert host.words == []
 
 
@@ -116,7 +117,8 @@ def test_a_store_at_work_is_left_alone_and_the_next_one_is_hosted(settings: Stor
     with hosting(settings) as host:
         record = put(client, b"value" * MIB)
         assert serving_pid(client) == other != os.getpid()
-        assert host.store.processes() == {other}
+        assert host.store.lasting_pids() == {other}
+        assert host.store.io_pids() == set()
         client.ask("end")
         wait_until(lambda: serving_pid(client) == os.getpid(), "the daemon's turn")
         assert get(client, record) == b"value" * MIB
