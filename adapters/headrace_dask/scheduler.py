@@ -67,7 +67,15 @@ class Scheduler:
             kwargs.update(rerun_exceptions_locally=rerun_exceptions_locally, callbacks=callbacks)
             return internals.get_of_pool(pool)(dsk, keys, cache=cache, num_workers=num_workers, pool=pool, **kwargs)
         flat, values = _compute(
-            dsk, keys, cache, num_workers, pool, rerun_exceptions_locally, callbacks, lane, keep=False
+            dsk,
+            keys,
+            keep=False,
+            cache=cache,
+            num_workers=num_workers,
+            pool=pool,
+            rerun_exceptions_locally=rerun_exceptions_locally,
+            callbacks=callbacks,
+            lane=lane,
         )
         return _shaped(keys, flat, values)
 
@@ -90,21 +98,13 @@ class Scheduler:
 get = Scheduler()
 
 
-def _keep(
-    dsk: Any,
-    keys: Any,
-    cache: MutableMapping[Any, Any] | None = None,
-    num_workers: int | None = None,
-    pool: Any = None,
-    rerun_exceptions_locally: bool | None = None,
-    callbacks: Any = None,
-    lane: str | None = None,
-    **kwargs: Any,
-) -> Any:
-    """Like ``get``, but a large result is a graph node that holds a handle. A function, because dask would call
-    ``get.persist`` again."""
-    pool = pool or dask.config.get("pool", None)
-    flat, stored = _compute(dsk, keys, cache, num_workers, pool, rerun_exceptions_locally, callbacks, lane, keep=True)
+def _keep(dsk: Any, keys: Any, **options: Any) -> Any:
+    """Like ``get``, but a large result is a graph node that holds a handle, and a pool is used only if it is a runtime.
+
+    A function, because dask would call ``get.persist`` again.
+    """
+    options["pool"] = options.get("pool") or dask.config.get("pool", None)
+    flat, stored = _compute(dsk, keys, keep=True, **options)
     return _shaped(keys, flat, [_kept(key, handle) for key, handle in zip(flat, stored, strict=True)])
 
 
@@ -117,15 +117,18 @@ def _kept(key: Any, handle: Any) -> Any:
 def _compute(
     dsk: Any,
     keys: Any,
-    cache: MutableMapping[Any, Any] | None,
-    num_workers: int | None,
-    pool: Any,
-    rerun: bool | None,
-    callbacks: Any,
-    lane: str | None,
+    *,
     keep: bool,
+    cache: MutableMapping[Any, Any] | None = None,
+    num_workers: int | None = None,
+    pool: Any = None,
+    rerun_exceptions_locally: bool | None = None,
+    callbacks: Any = None,
+    lane: str | None = None,
+    **_others: Any,
 ) -> tuple[list[Any], list[Any]]:
-    """The wanted keys from left to right, and the value (or handle) of each."""
+    """The wanted keys from left to right, and the value of each, or with ``keep`` its handle. Otherwise as ``get``."""
+    rerun = rerun_exceptions_locally
     graph_of: Mapping[Any, Any] = internals.mapping_of(dsk)
     flat = list(internals.flat_keys(keys)) if isinstance(keys, list) else [keys]
     runtime, lane = (pool, lane) if isinstance(pool, Runtime) else _runtime(lane)
