@@ -26,8 +26,7 @@ from typing import Any
 from headrace import config
 from headrace.errors import ConfigError, InternalError
 from headrace.graph import Graph
-from headrace.observe import status as page
-from headrace.observe import timeline
+from headrace.observe import status, timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
@@ -91,7 +90,7 @@ class Runtime(Executor):
             c.FailFuture: self._futures.fail,
             c.CancelFuture: self._futures.cancel,
         }
-        page.register(self)
+        status.register(self)
 
     @property
     def _max_workers(self) -> int:
@@ -232,7 +231,7 @@ class Runtime(Executor):
         job.wanted = set(outputs)
         with self._lock:
             self._jobs.add(job)
-        page.touch()
+        status.touch()
         event = e.JobSubmitted(
             job=job.number,
             base=job.base,
@@ -349,7 +348,7 @@ class Runtime(Executor):
         close_lane(EXIT_TIMEOUT_S)
         self._futures.callbacks.close()
         self._threads.join()
-        page.unregister(self)
+        status.unregister(self)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -440,7 +439,7 @@ class Runtime(Executor):
     def status(self) -> dict[str, Any]:
         """What runs where, what waits for what, and what the store holds. Plain data; for ``headrace status``."""
         with self._lock:
-            return page.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
+            return status.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
 
 
 def _is_foreign(error: BaseException) -> bool:
@@ -489,7 +488,7 @@ def _forget_in_child() -> None:
     global _default, _default_lock
     _default = None
     _default_lock = threading.RLock()
-    page.forget()
+    status.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
