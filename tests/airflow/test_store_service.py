@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import selectors
@@ -371,6 +372,25 @@ def test_an_unreachable_place_is_tried_again(settings: StoreSettings, client: St
     Path(settings.url).unlink()
     wait_until(lambda: status(client)["undurable"] == 0, "the second attempt")
     assert len(copies(settings)) == 1
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_a_store_that_has_no_descriptor_left_refuses_and_goes_on(client: StoreClient, left: int) -> None:
+    kept = put(client, bytearray(MIB), SLOT._replace(key="kept"))
+    client.ask("flush")
+    pid = status(client)["pid"]
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = 1 + max(map(int, os.listdir(f"/proc/{pid}/fd")))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + left, limits[1]))
+    with contextlib.suppress(StoreFullError, StoreUnreachableError):
+        put(client, bytearray(MIB), SLOT._replace(key="other"))
+    with contextlib.suppress(StoreUnreachableError):
+        get(client, kept)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    other = put(client, bytearray(MIB), SLOT._replace(key="other"))
+    assert get(client, kept) == get(client, other) == bytearray(MIB)
+    assert status(client)["pid"] == pid
+    wait_until(lambda: status(client)["undurable"] == 0, "its durable copy")
 
 
 # Processes

@@ -103,11 +103,18 @@ class Contents:
 
     def reserve(self, size_bytes: int, given: Given) -> None:
         """Makes room for an image, in memory or in a file."""
-        room = self._room(size_bytes)
-        if isinstance(room, int):
-            self._spill({"size": size_bytes}, room, given)
-        else:
-            given(room)
+        ticket, place = self._reserved(size_bytes)
+        if place == "file":
+            self._spill({"size": size_bytes}, ticket, given)
+            return
+        fd = self._pool.take(size_bytes)
+        self._trim()
+        room: Room | Refusal
+        try:
+            room = Room(ticket, place, size_bytes, segments.create(size_bytes) if fd is None else fd, fd is not None)
+        except OSError as error:
+            room = self._refused(size_bytes, ticket, str(error))
+        given(room)
 
     def put(self, record: Record, room: Room) -> None:
         """An image was written."""
@@ -132,18 +139,6 @@ class Contents:
         """Room is not used after all."""
         self.ledger.given_back(room.ticket)
         os.close(room.fd)
-
-    def _room(self, size_bytes: int) -> Room | Refusal | int:
-        """Room in memory; or the ticket for some in a file."""
-        ticket, place = self._reserved(size_bytes)
-        if place == "file":
-            return ticket
-        fd = self._pool.take(size_bytes)
-        self._trim()
-        try:
-            return Room(ticket, place, size_bytes, segments.create(size_bytes) if fd is None else fd, fd is not None)
-        except OSError as error:
-            return self._refused(size_bytes, ticket, str(error))
 
     def _reserved(self, size_bytes: int) -> tuple[int, Place]:
         self._tickets += 1
@@ -269,20 +264,25 @@ class Contents:
         info = {"id": id, "slot": record["slot"], "type": record["type"], "shape": record["shape"]}
         job = {"do": "write", "url": record["url"], "size": record["bytes"], "info": info}
         fd = None
-        if content.data is not None:
-            job["data"] = b64encode(content.data).decode()
-        else:
-            assert content.fd is not None
-            fd = segments.reopen(content.fd, os.O_RDONLY)
-        self._writer.submit(job, fd, functools.partial(self._written, id), int(record["bytes"]))
+        try:
+            if content.fd is not None:
+                fd = segments.reopen(content.fd, os.O_RDONLY)
+            elif content.data is not None:
+                job["data"] = b64encode(content.data).decode()
+            self._writer.submit(job, fd, functools.partial(self._written, id), int(record["bytes"]))
+        except OSError as error:  # no descriptor is left
+            self._not_written(id, str(error))
 
     def _written(self, id: str, message: Message, fds: list[int]) -> None:
         error = error_of(message)
         if error is None:
             self.ledger.written(id)
         else:
-            self.ledger.write_failed(id, error, time.monotonic())
-            self.restless = True
+            self._not_written(id, error)
+
+    def _not_written(self, id: str, error: str) -> None:
+        self.ledger.write_failed(id, error, time.monotonic())
+        self.restless = True
 
     def _let_go(self, id: str) -> None:
         content = self._held.pop(id, None)

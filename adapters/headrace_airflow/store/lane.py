@@ -105,19 +105,21 @@ class HelperLane:
     def _send_waiting(self) -> None:
         while self._waiting and len(self._sent) < _MOST_SENT:
             message, fd, answer, patience_s = self._waiting.popleft()
-            if self.channel is None:
-                self._start()
-            assert self.channel is not None
             number, self._next = self._next, self._next + 1
-            if not self._sent:
-                self._progress_s = time.monotonic()
-            self._sent[number] = (answer, patience_s)
-            self.channel.send({"job": number, **message}, [fd] if fd is not None else [])
+            try:
+                channel = self._start() if self.channel is None else self.channel
+                channel.send({"job": number, **message}, [fd] if fd is not None else [])
+            except OSError as error:  # no descriptor, or no process, is left
+                answer({"error": str(error), "missing": False}, [])
+            else:
+                if not self._sent:
+                    self._progress_s = time.monotonic()
+                self._sent[number] = (answer, patience_s)
             if fd is not None:
                 os.close(fd)
 
-    def _start(self) -> None:
-        self.channel, theirs = pair()
+    def _start(self) -> Channel:
+        channel, theirs = pair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "headrace_airflow.store.helper", str(theirs.fileno()), self.role],
@@ -129,6 +131,8 @@ class HelperLane:
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
             pipe.write(self._settings.to_json().encode())  # far less than a pipe takes at once
+        self.channel = channel
+        return channel
 
     def _lost(self, reason: str) -> None:
         if self.channel is not None:

@@ -214,6 +214,18 @@ class StoreService:
         client.channel.send({"ok": "error" not in answer, **answer}, [fd] if fd is not None else [])
         self._watch(client)
 
+    def _send_file(self, client: _Client, answer: Message, fd: int, flags: int) -> None:
+        """Answers with an open file of the client's own."""
+        theirs = -1
+        try:
+            theirs = segments.reopen(fd, flags)
+            self._send(client, answer, theirs)
+        except OSError as error:  # no descriptor is left
+            self._send(client, {"error": str(error), "kind": "failed"})
+        finally:
+            if theirs >= 0:
+                os.close(theirs)
+
     def _watch(self, client: _Client) -> None:
         events = select.EPOLLIN | (select.EPOLLOUT if client.channel.unsent else 0)
         if events != client.events and client.channel.fileno() >= 0:
@@ -246,9 +258,7 @@ class StoreService:
             self._contents.give_back(room)
         else:
             client.room = room
-            theirs = segments.reopen(room.fd, os.O_RDWR)
-            self._send(client, {"place": room.place, "used_before": room.used_before}, theirs)
-            os.close(theirs)
+            self._send_file(client, {"place": room.place, "used_before": room.used_before}, room.fd, os.O_RDWR)
 
     def _commit(self, client: _Client, message: Message) -> Message | None:
         record = message["record"]
@@ -290,9 +300,7 @@ class StoreService:
             self._send(client, {"data": b64encode(content.data).decode()})
         else:
             assert content.fd is not None
-            theirs = segments.reopen(content.fd, os.O_RDONLY)
-            self._send(client, {}, theirs)
-            os.close(theirs)
+            self._send_file(client, {}, content.fd, os.O_RDONLY)
 
     def _delete(self, client: _Client, message: Message) -> Message:
         self._contents.delete(message["record"])
