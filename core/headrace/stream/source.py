@@ -227,8 +227,7 @@ class Source:
         self._bell.put(None)
 
     def cancel(self, error: BaseException) -> None:
-        """Ends the stream: readers get the error once they have read what is there; the producer stops at its next
-        item."""
+        """Ends the stream: readers get the error with the next chunk; the producer stops at its next item."""
         with self._lock:
             if self.flow.over:
                 return
@@ -284,6 +283,8 @@ class Source:
                     yield chunk[index]
                     index += 1
                 if number < self.flow.next:
+                    if self._stopped:
+                        self._raise()
                     if index == len(chunk):
                         break
                 elif self.flow.over:
