@@ -1,7 +1,8 @@
 """Headrace as a Dask scheduler.
 
 Importing this registers the name, so that ``dask.config.set(scheduler="headrace")`` and
-``compute(scheduler="headrace")`` work; ``headrace_dask.get`` is the scheduler itself. No thread and no process is
+``compute(scheduler="headrace")`` work; ``headrace_dask.get`` is the scheduler itself, and ``headrace_dask.stream``
+yields partitions as they get ready. No thread and no process is
 started before a compute needs one.
 """
 
@@ -13,10 +14,11 @@ from dask.base import named_schedulers
 from headrace import companions
 from headrace_dask import locks, settings  # noqa: F401 - have tasks with locks stay, and settings follow
 from headrace_dask.scheduler import get
+from headrace_dask.streaming import stream
 
 named_schedulers["headrace"] = get
 companions.accompany("dask", __name__)
 # What a task computes runs inside its worker; dask's own default would start a pool of threads in each of them.
 companions.once_in_worker(lambda: dask.config.update_defaults({"scheduler": "headrace"}))
 
-__all__ = ["get"]
+__all__ = ["get", "stream"]

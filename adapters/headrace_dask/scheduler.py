@@ -131,7 +131,7 @@ def _compute(
     rerun = rerun_exceptions_locally
     graph_of: Mapping[Any, Any] = internals.mapping_of(dsk)
     flat = list(internals.flat_keys(keys)) if isinstance(keys, list) else [keys]
-    runtime, lane = (pool, lane) if isinstance(pool, Runtime) else _runtime(lane)
+    runtime, lane = (pool, lane) if isinstance(pool, Runtime) else runtime_and_lane(lane)
     if rerun is None:
         rerun = dask.config.get("rerun_exceptions_locally", False)
     if cache is None:
@@ -169,7 +169,7 @@ _seen: tuple[Any, config.Settings | None] = (None, None)
 """The last ``headrace`` section of the dask configuration, and what came of it."""
 
 
-def _runtime(lane: str | None) -> tuple[Any, str | None]:
+def runtime_and_lane(lane: str | None) -> tuple[Any, str | None]:
     """The runtime, with the settings that the dask configuration asks for, and the lane to run in.
 
     The lane is handed to each run, so that changing it costs no warm worker; other settings make a new runtime.

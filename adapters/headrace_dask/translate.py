@@ -18,7 +18,7 @@ from typing import Any
 
 from headrace.errors import BadKeyError, CycleError, MissingDependencyError, MissingKeyError
 from headrace.graph import Graph
-from headrace.program import same
+from headrace.program import run_program, same
 from headrace_dask.compiling import Bulky, Compiled, Compiler, Ref
 from headrace_dask.internals import (
     ALIAS,
@@ -34,6 +34,7 @@ from headrace_dask.internals import (
     kinds,
     literal_of,
 )
+from headrace_dask.splitting import cuts, parts_of
 
 _OPEN = -1
 _MISSING: Any = object()
@@ -170,9 +171,12 @@ class _Walk:
         graph.families.append("data")
         return None
 
-    def _close(self, key: Hashable, compiled: Compiled) -> None:
+    def _close(self, key: Hashable, compiled: Compiled, family: Hashable = None) -> None:
         """Gives a key whose dependencies all have numbers the next number."""
         fn, args, kwargs, refs, pinned = compiled
+        if fn is run_program and not self._alias_tasks and (where := cuts(args[0])):
+            self._close_stages(key, compiled, where)
+            return
         number, graph = self.number, self.graph
         holes: tuple[Any, ...] = ()
         deps: tuple[int, ...] = ()
@@ -192,9 +196,19 @@ class _Walk:
         graph.keys.append(key)
         graph.calls.append((fn, args, kwargs, holes))
         graph.deps.append(deps)
-        graph.families.append(self._family(key, fn))
+        graph.families.append(family or self._family(key, fn))
         if pinned:
             graph.pinned.add(index)
+
+    def _close_stages(self, key: Hashable, compiled: Compiled, where: list[int]) -> None:
+        """A fused task with generator functions inside: each of its parts is a task."""
+        _, (steps, *_), _, ((_, keys),), pinned = compiled
+        names: list[Hashable] = [("stage", key, cut) for cut in where]
+        parts = parts_of(steps, keys, where, names)
+        for name, part in zip(names, parts, strict=False):
+            self._close(name, (part.fn, part.args, part.kwargs, part.refs, pinned), _name_of(part.last))
+        last = parts[-1]
+        self._close(key, (last.fn, last.args, last.kwargs, last.refs, pinned))
 
     def _family(self, key: Hashable, fn: Callable[..., Any]) -> Hashable:
         """What a task is grouped by: the prefix of its key, or its function where keys have none."""

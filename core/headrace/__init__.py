@@ -21,11 +21,19 @@ if TYPE_CHECKING:
     from headrace.config import Settings
     from headrace.observe.timeline import trace
     from headrace.runtime import Runtime
+    from headrace.stream.handle import Stream
+    from headrace.stream.steps import streamed
 
 __version__ = "0.1.0"
-__all__ = ["Runtime", "Settings", "__version__", "trace"]
+__all__ = ["Runtime", "Settings", "Stream", "__version__", "streamed", "trace"]
 
-_HOMES = {"Runtime": "headrace.runtime", "Settings": "headrace.config", "trace": "headrace.observe.timeline"}
+_HOMES = {
+    "Runtime": "headrace.runtime",
+    "Settings": "headrace.config",
+    "Stream": "headrace.stream.handle",
+    "streamed": "headrace.stream.steps",
+    "trace": "headrace.observe.timeline",
+}
 
 
 def __getattr__(name: str) -> Any:

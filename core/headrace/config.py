@@ -52,6 +52,7 @@ class Settings:
         ahead_s: how many seconds of work are queued at a worker process beyond what it runs.
         small_bytes: a result up to this size rides in the message instead of shared memory.
         max_deaths: after how many worker deaths a task is given up.
+        stream_buffer_bytes: so much of a stream is kept, and its producer may be so far ahead of the slowest consumer.
         idle_timeout_s: a worker process unused for this long is stopped.
         check: verify every invariant of the scheduler after every event (slow; for tests).
     """
@@ -62,6 +63,7 @@ class Settings:
     ahead_s: float = 0.03
     small_bytes: int = 32 * 1024
     max_deaths: int = 3
+    stream_buffer_bytes: int = 256 * 1024 * 1024
     idle_timeout_s: float = 60.0
     check: bool = False
 
@@ -69,7 +71,7 @@ class Settings:
         object.__setattr__(self, "lane", lane_named(self.lane))
         if self.num_workers == 0:
             object.__setattr__(self, "num_workers", available_cores())
-        for name in ("num_workers", "max_deaths"):
+        for name in ("num_workers", "max_deaths", "stream_buffer_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         for name in ("inline_below_s", "ahead_s", "small_bytes", "idle_timeout_s"):

@@ -1,6 +1,6 @@
 """Every error that Headrace raises on its own account.
 
-The tree has three branches, because the reader of a traceback needs to know whose move it is::
+The tree has four branches, because the reader of a traceback needs to know whose move it is::
 
     HeadraceError
     ├── UserError               the caller can mend it
@@ -13,6 +13,7 @@ The tree has three branches, because the reader of a traceback needs to know who
     │   └── UnpicklableError        (also a TypeError) names the path to the object
     │       └── MustStayHere            the object must not leave this process, and a task that holds it runs here
     ├── WorkerDied              (also a RuntimeError) a worker process took its task down with it
+    ├── StreamError             (also a RuntimeError) a stream cannot be read any further, or not once more
     └── InternalError           an invariant of Headrace broke: a bug of ours
 
 A user's own exception is never wrapped: it reaches the caller as itself, with the remote traceback as its cause
@@ -95,6 +96,10 @@ class WorkerDied(HeadraceError, RuntimeError):
 
     def __reduce__(self) -> tuple[type[WorkerDied], tuple[str, int, str, int]]:
         return WorkerDied, (self.task, self.attempts, self.reason, self.rss_bytes)
+
+
+class StreamError(HeadraceError, RuntimeError):
+    """A stream cannot be read: it was cancelled, or its beginning is gone and cannot be made again."""
 
 
 class InternalError(HeadraceError):

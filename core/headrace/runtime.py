@@ -24,13 +24,13 @@ from time import perf_counter
 from typing import Any
 
 from headrace import config
-from headrace.errors import ConfigError, InternalError
+from headrace.errors import ConfigError, InternalError, StreamError
 from headrace.graph import Graph
 from headrace.observe import status, timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
-from headrace.sched.state import AWAY, HERE_QUEUED
+from headrace.sched.state import AWAY, DONE, HERE_QUEUED, OPEN
 from headrace.shell.at_once import Progress, rest_of, run_at_once
 from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures, RuntimeFuture
@@ -38,6 +38,7 @@ from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Job, Jobs, Observer, Stored
 from headrace.shell.processes import Processes
 from headrace.shell.threads import SlotThreads
+from headrace.stream.handle import Stream
 
 EXIT_TIMEOUT_S = 1.0
 _LAUNCH_S_PER_MODULE = 0.4e-3
@@ -74,11 +75,14 @@ class Runtime(Executor):
         self._shield = InterruptShield()
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
-        self._threads = SlotThreads(self._jobs, self._post, lambda slot: slot in self._machine.slots)
+        self._threads = SlotThreads(
+            self._jobs, self._post, self._has_slot, self.settings.stream_buffer_bytes, self._waits_for, self._unfinished
+        )
         self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
         self._performers: dict[type, Callable[[Any, After], None]] = {
             c.Release: self._processes.release,
+            c.Expect: self._expect,
             c.RunAt: self._processes.run,
             c.Publish: self._processes.publish,
             c.Revoke: self._processes.revoke,
@@ -104,6 +108,24 @@ class Runtime(Executor):
         with self._shield, self._lock:
             found = self._machine.tasks.get(task)
             return found is not None and found.state in (HERE_QUEUED, AWAY)
+
+    def _has_slot(self, slot: int) -> bool:
+        return slot in self._machine.slots
+
+    def _waits_for(self, task: int) -> tuple[list[int], int | None]:
+        """The unfinished inputs of a task; and the slot that it is in the batch of, if it is."""
+        with self._shield, self._lock:
+            found = self._machine.tasks.get(task)
+            if found is None:
+                return [], None
+            slot = next((slot.id for slot in self._machine.slots.values() if found in slot.batch), None)
+            return [dep.id for dep in found.deps if dep.state != DONE], slot
+
+    def _unfinished(self, job: int) -> list[int]:
+        """The tasks of a job whose values somebody waits for."""
+        with self._shield, self._lock:
+            tasks = self._machine.tasks.values()
+            return [task.id for task in tasks if task.job.id == job and task.wanted and task.state in OPEN]
 
     def _is_deciding(self) -> bool:
         """Whether the current thread is in the midst of a change. Then it is a destructor that asks: the garbage
@@ -154,7 +176,7 @@ class Runtime(Executor):
         """
         if self._is_deciding() or sys.is_finalizing():  # when the interpreter ends, no thread can be started any more
             self._check_open()
-            known = run_at_once(graph, math.inf).values
+            known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
             return [Stored(known[index]) if keep else known[index] for index in graph.outputs]
         level = self._shield.level(self._threads.nested)
         show_loop: Callable[[], None] | None = None
@@ -209,7 +231,7 @@ class Runtime(Executor):
     def _run_at_once(self, graph: Graph, expected_s: float) -> Progress:
         with self._threads.inside():
             try:
-                progress = run_at_once(graph, expected_s)
+                progress = run_at_once(graph, expected_s, self.settings.stream_buffer_bytes)
             except BaseException as error:
                 if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                     error.__traceback__ = error.__traceback__.tb_next.tb_next  # begins with the task's own frame
@@ -275,6 +297,7 @@ class Runtime(Executor):
         """The caller leaves (Ctrl-C, a failing observer): whatever of its job is under way stops, or is ignored."""
         with self._shield:
             self._post(e.JobCancelled(job.number))
+            self._threads.cancel_streams(StreamError("the graph that this stream was part of was cancelled"), job)
             self._collected(job)
 
     def _collected(self, job: Job) -> None:
@@ -405,6 +428,14 @@ class Runtime(Executor):
         if job is not None:
             job.over = True
             job.mailbox.put(command)
+            if job.streams and type(command) is c.FailJob:
+                self._threads.cancel_streams(StreamError("another task of this stream's graph has failed"), job)
+
+    def _expect(self, command: c.Expect, after: After) -> None:
+        job = self._jobs.of(command.task)
+        stream = None if job is None else job.values.get(command.task - job.base)
+        if type(stream) is Stream:
+            stream.expect(command.readers, command.coming)
 
     def _crash(self, error: BaseException) -> None:
         """An invariant broke: every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
@@ -428,6 +459,7 @@ class Runtime(Executor):
         for job in self._jobs.by_number.values():
             job.mailbox.put(error)
         fail_futures = self._futures.forsake(error)
+        self._threads.cancel_streams(StreamError(f"the stream was not complete when its Runtime ended: {error}"))
         close_lane = self._processes.detach()
         self._threads.dismiss()
         self._machine = self._new_machine()

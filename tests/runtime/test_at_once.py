@@ -59,7 +59,7 @@ def test_the_second_graph_goes_past_the_scheduler() -> None:
 
 
 def test_values_go_when_their_last_reader_has_run() -> None:
-    progress = at_once.run_at_once(diamond(), 1.0)
+    progress = at_once.run_at_once(diamond(), 1.0, 1 << 20)
     assert progress.values == {1: 6, 3: 10, 4: 22}
     assert [(family, count) for family, count, _ in progress.ran] == [("add", 4)]
 

@@ -69,7 +69,17 @@ class FakeSlot:
     blocked: bool = False
     waits_for: int | None = None  # the nested job that its task waits for
     awaits: int | None = None  # the future that its task waits for
+    stage: FakeStage | None = None  # what it steps
     outer: FakeSlot | None = None  # of the caller of a nested job: the slot whose task that is
+
+
+@dataclass
+class FakeStage:
+    """A generator that a task has returned, and the slot whose thread steps it, if that is one of the pool."""
+
+    task: int
+    slot: FakeSlot | None
+    opened: bool = False
 
 
 @dataclass
@@ -109,6 +119,7 @@ class FakeShell:
         self.futures: dict[int, FakeFuture] = {}  # those that somebody holds
         self.future_calls: dict[int, FakeFuture] = {}  # what the shell must remember of futures
         self.slots: dict[int, FakeSlot] = {}
+        self.stages: list[FakeStage] = []
         self.workers: dict[int, FakeWorker] = {}
         self.here: dict[int, int] = {}
         self.published: dict[int, tuple[int, int]] = {}  # task → value, and the worker that made it
@@ -235,6 +246,11 @@ class FakeShell:
         holding = [worker.number for worker in self.workers.values() if worker.values.keys() & command.tasks]
         for number in {*command.workers, *holding}:
             self._tell(number, command)
+
+    def _obey_Expect(self, command: c.Expect) -> None:
+        assert command.readers
+        for reader in command.readers:
+            assert not command.coming or command.task in self.deps_of(reader)
 
     def _obey_Launch(self, command: c.Launch) -> None:
         for number in command.workers:

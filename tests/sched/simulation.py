@@ -1,8 +1,9 @@
 """A world for the decision core to rule: fake slots and fake workers that obey its commands, one small step at a time.
 
-Everything that takes time in reality is a step of its own that somebody chooses: a slot begins a task, ends it,
-reports; a worker hears an order, runs a task, its message arrives, it dies. So any interleaving that threads and
-sockets could produce can be played, by Hypothesis or by a seeded random walk, without a thread or a socket.
+Everything that takes time in reality is a step of its own that somebody chooses: a slot begins a task, ends it or finds
+that it is a stage, reports; a worker hears an order, runs a task, its message arrives, it dies. So any interleaving
+that threads and sockets could produce can be played, by Hypothesis or by a seeded random walk, without a thread or a
+socket.
 
 Values are modelled: a task may only run if its inputs really are where the command said, and what it makes is a number
 that depends on all its inputs, so a finished job can be compared with direct evaluation, and at the end nothing may be
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from fake_shell import PROFILES, FakeShell, FakeSlot, FakeWorker, combine
+from fake_shell import PROFILES, FakeShell, FakeSlot, FakeStage, FakeWorker, combine
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
@@ -40,6 +41,8 @@ class World(FakeShell):
         found: list[Action] = []
         for slot in list(self.slots.values()):
             found += self._slot_actions(slot)
+        for stage in self.stages:
+            found += self._stage_actions(stage)
         for worker in list(self.workers.values()):
             found += self._worker_actions(worker)
         for number in list(self.jobs):
@@ -65,12 +68,16 @@ class World(FakeShell):
         return found
 
     def _slot_actions(self, slot: FakeSlot) -> list[Action]:
+        if slot.stage is not None:
+            return []
         if not slot.busy or self._is_waiting(slot):
             return [("stall", partial(self._stall, slot))] if slot.busy and not slot.stalled else []
         if slot.current is not None:
             found: list[Action] = [("end", partial(self._end_task, slot))]
             if not slot.stalled:
                 found.append(("stall", partial(self._stall, slot)))
+            if self._is_known(slot.current):
+                found.append(("become a stage", partial(self._become_stage, slot)))
             return found
         found = [("report", partial(self._report, slot))] if slot.spans or not slot.pending or slot.stalled else []
         if slot.pending:
@@ -91,6 +98,47 @@ class World(FakeShell):
         here, published = self.here, self.published
         here[task] = self._compute(task, lambda dep: here[dep] if dep in here else published[dep][0])
         slot.spans.append(self._span(task, slot.alone))
+
+    def _become_stage(self, slot: FakeSlot) -> None:
+        """The task at hand has returned a generator; a caller gives it to another thread."""
+        task, slot.current = slot.current, None
+        assert task is not None
+        stays = slot.number > 0
+        stage = FakeStage(task, slot if stays else None)
+        self.stages.append(stage)
+        event = e.StageBegan(slot.number, task, slot.spans, list(slot.pending), stays)
+        slot.spans, slot.pending = [], deque()
+        if stays:
+            slot.stage = stage
+        else:
+            slot.busy = slot.stalled = False
+        self.post(event)
+
+    def _stage_actions(self, stage: FakeStage) -> list[Action]:
+        found: list[Action] = [("go on", partial(self._step, stage))]
+        if stage.slot is not None and not stage.slot.blocked:
+            found.append(("wait in a stage", partial(self._block, stage.slot)))
+        return found
+
+    def _step(self, stage: FakeStage) -> None:
+        task, slot = stage.task, stage.slot
+        if not stage.opened:
+            stage.opened = True
+            if self._is_known(task):
+                self.here[task] = self._expected(task)
+            self.post(e.StreamOpened(task))
+            return
+        self.stages.remove(stage)
+        if slot is not None:
+            slot.stage, slot.busy, slot.stalled = None, False, False
+            if slot.blocked:
+                del self.slots[slot.number]
+        self.post(e.StageEnded(slot.number if slot is not None else 0, task, 0.01))
+
+    def _block(self, slot: FakeSlot) -> None:
+        spans, returned = slot.spans, list(slot.pending)
+        slot.spans, slot.pending, slot.blocked = [], deque(), True
+        self.post(e.SlotBlocked(slot.number, spans, returned))
 
     def _compute(self, task: int, value_of: Callable[[int], int]) -> int:
         return combine(task, (value_of(dep) for dep in self.deps_of(task)))
@@ -118,8 +166,7 @@ class World(FakeShell):
         while slot.outer is not None:
             slot = slot.outer
         if slot.number > 0 and not slot.blocked:
-            returned, slot.pending, slot.blocked = list(slot.pending), deque(), True
-            self.post(e.SlotBlocked(slot.number, returned))
+            self._block(slot)
 
     def _is_waiting(self, slot: FakeSlot) -> bool:
         if slot.awaits is not None and (slot.awaits not in self.futures or self.futures[slot.awaits].outcome):
@@ -282,7 +329,7 @@ class World(FakeShell):
             "values": {w.number: w.values for w in self.workers.values() if w.values},
             "holds": {w.id: w.holds for w in machine.workers.values() if w.holds},
             "queues": {w.id: w.queue for w in machine.workers.values() if w.queue},
-            "spread": machine.jobs[FUTURES].spread,
+            "spread": machine.jobs[FUTURES].spread, "opening": machine.opening, "pumping": machine.pumping,
         }  # fmt: skip
         assert not {name: what for name, what in left.items() if what}
         self.post(e.WorkersIdled())

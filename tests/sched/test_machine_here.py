@@ -59,8 +59,8 @@ def test_a_slot_that_waits_for_a_future_is_replaced_and_goes_in_the_end() -> Non
     fresh = 1 << 20
     assert d(e.FutureSubmitted(1, (), "f")) == [here(1, 1, quick=False, job=FUTURES)]
     assert d(e.FutureSubmitted(2, (), "f")) == []
-    assert d(e.SlotBlocked(1, [])) == [here(fresh, 2, quick=False, job=FUTURES)]
-    assert d(e.SlotBlocked(1, [])) == []
+    assert d(e.SlotBlocked(1, [], [])) == [here(fresh, 2, quick=False, job=FUTURES)]
+    assert d(e.SlotBlocked(1, [], [])) == []
     assert d(ran(fresh, 2)) == [c.FinishFuture(2)]
     assert d(ran(1, 1)) == [c.FinishFuture(1)]
     assert list(d.machine.slots) == [fresh]
@@ -70,14 +70,14 @@ def test_what_a_blocked_slot_has_not_begun_goes_elsewhere() -> None:
     d = Driver(cores=1, lane="threads")
     d.know("f", QUICK, 1e-6)
     d.submit([()] * 3, "threads", outputs=range(3))
-    assert d(e.SlotBlocked(1, [101, 102])) == [here(1 << 20, 101, 102)]
+    assert d(e.SlotBlocked(1, [], [101, 102])) == [here(1 << 20, 101, 102)]
 
 
 def test_a_job_that_ends_forgets_a_blocked_slot() -> None:
     d = Driver(cores=1)
     d.know("f", FREE)
     d.submit([()], outputs=[0])
-    d(e.SlotBlocked(1, []))
+    d(e.SlotBlocked(1, [], []))
     d(e.JobCancelled(1))
     assert d(ran(1, 100)) == []
     assert list(d.machine.slots) == [1 << 20]

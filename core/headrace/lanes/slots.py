@@ -6,6 +6,8 @@ in one task.
 
     commands RunHere ──> mailbox of the slot ──> run_batch ──> events SlotRan / TaskRaised
                                                     ↑ pending tasks ──(stalled: watch thread)──> event SlotStalled
+
+A task whose value is a generator ends its batch, because its thread goes on with that: shell/stages.py.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from time import perf_counter, process_time, thread_time
 from typing import Any, Protocol
 
 from headrace.sched.events import Span
+from headrace.stream.handle import STREAMS, for_task
 
 WATCH_S = 0.001
 """It is not looked more often than this whether a batch is stuck: a thread that wakes slows down the others, since it
@@ -35,6 +38,8 @@ class Values(Protocol):
     base: int
     calls: Any
     values: dict[int, Any]
+    streams: bool
+    """Whether any of the values may be a stream."""
 
     def load(self, index: int) -> Any: ...
 
@@ -46,7 +51,19 @@ class Batch:
     a batch first, and takes the slot for free while some of its tasks are in nobody's hands.
     """
 
-    __slots__ = ("began_s", "blocked", "ended", "measured", "patience_s", "pending", "reporting", "slot", "stalled")
+    __slots__ = (
+        "began_s",
+        "blocked",
+        "ended",
+        "measured",
+        "patience_s",
+        "pending",
+        "reporting",
+        "slot",
+        "spans",
+        "stalled",
+        "thread",
+    )
 
     def __init__(self, slot: int, tasks: list[int], patience_s: float = 0.0, measured: bool = True) -> None:
         self.slot = slot
@@ -56,6 +73,8 @@ class Batch:
         self.stalled = False  # has been reported once
         self.blocked = False  # likewise
         self.ended = False
+        self.spans: list[Span] = []  # of what has run and is not reported yet
+        self.thread = 0
         self.reporting = threading.Lock()
         # When its present task began. Before the first one has, the batch cannot stall: if all of it could be taken
         # away from a thread that has not been given a processor yet, it could happen again and again, wherever the
@@ -77,6 +96,27 @@ class Batch:
         except IndexError:
             return taken[::-1]
 
+    def take_spans(self) -> list[Span]:
+        """Removes and returns what is to be reported; for the thread that runs the batch."""
+        taken = self.spans[:]
+        self.spans.clear()
+        return taken
+
+
+class Opening:
+    """A task whose call has returned a stream, or what becomes one."""
+
+    __slots__ = ("args", "fn", "kwargs", "task", "value")
+
+    def __init__(
+        self, task: int, value: Any, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any] | None
+    ) -> None:
+        self.task = task
+        self.value = value
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+
 
 class Failure(Exception):
     """Carries a task's exception from the batch to the shell; never seen by users."""
@@ -88,17 +128,18 @@ class Failure(Exception):
 
 def run_batch(
     job: Values, batch: Batch, budget_s: float, after: Callable[[Span], None] | None = None
-) -> tuple[list[Span], Failure | None]:
-    """Runs tasks from left to right until the batch is empty, its budget is used up, or one raises.
+) -> Failure | Opening | None:
+    """Runs tasks from left to right until the batch is empty, its budget is used up, one raises, or one makes a stream.
 
-    What is left in ``batch.pending`` then has not been started. Any exception of a task, ``SystemExit`` and
-    ``KeyboardInterrupt`` included, is caught and returned: whose it is, is for the shell to decide.
+    What has run stands in ``batch.spans`` then, and what is left in ``batch.pending`` has not been started. Any
+    exception of a task, ``SystemExit`` and ``KeyboardInterrupt`` included, is caught and returned: whose it is, is for
+    the shell to decide.
 
     ``after`` is called after each task; what it raises is not the task's failure, and is passed on.
     """
     pending, calls, values, base = batch.pending, job.calls, job.values, job.base
     measured = batch.measured
-    spans: list[Span] = []
+    spans = batch.spans
     cpu = width = -1.0
     start = perf_counter()
     deadline = start + budget_s
@@ -119,11 +160,15 @@ def run_batch(
                     except KeyError:
                         filled[position] = job.load(dep) if isinstance(dep, int) else [job.load(d) for d in dep]
                 args = filled
+                if job.streams:
+                    args = [for_task(arg, task) for arg in filled]
             if measured:
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
         except BaseException as error:
-            return spans, Failure(task, error)
+            return Failure(task, error)
+        if type(value) in STREAMS:
+            return Opening(task, value, fn, args, kwargs)
         end = perf_counter()
         values[index] = value
         if measured:
@@ -141,7 +186,7 @@ def run_batch(
         if end >= deadline:
             break
         start = end
-    return spans, None
+    return None
 
 
 def _queued_s() -> float:

@@ -19,6 +19,7 @@ from headrace.sched.state import (
     FAILED,
     FETCHING,
     HERE_QUEUED,
+    OPEN,
     READY,
     STATE_NAMES,
     TRANSITIONS,
@@ -32,7 +33,6 @@ from headrace.sched.state import (
 if TYPE_CHECKING:
     from headrace.sched.machine import Machine
 
-OPEN = (WAITING, READY, FETCHING, HERE_QUEUED, AWAY)
 _state = Task.__dict__["state"]
 
 
@@ -109,7 +109,7 @@ def _verify_value(m: Machine, task: Task) -> None:
 
 def _verify_place(m: Machine, task: Task) -> None:
     if task.state == HERE_QUEUED:
-        _holds(any(task in slot.batch for slot in m.slots.values()), f"{task} is in no batch")
+        _holds(task.id in m.opening or any(task in slot.batch for slot in m.slots.values()), f"{task} is in no batch")
         _holds(all(dep.here or dep.state == HERE_QUEUED for dep in task.deps), f"{task} is here and its inputs are not")
     elif task.state == AWAY:
         queues = [worker for worker in m.workers.values() if task.id in worker.queue]
@@ -303,7 +303,9 @@ def _verify_stealing(m: Machine) -> None:
 def _verify_progress(m: Machine) -> None:
     """Whatever is open, something is on its way that will lead to an event."""
     running = any(slot.job is not None for slot in m.slots.values())
-    moving = bool(running or m.fetching or any(w.queue or not w.up or w.stopping for w in m.workers.values()))
+    moving = bool(
+        running or m.opening or m.fetching or any(w.queue or not w.up or w.stopping for w in m.workers.values())
+    )
     for job in m.jobs.values():
         coming = any(t.job is job and t.wanted and t.state == DONE and not t.here for t in m.tasks.values())
         _holds(moving or coming or not job.open, f"job {job.id} is stuck")

@@ -62,6 +62,14 @@ class Release:
     workers: tuple[int, ...]
 
 
+class Expect(NamedTuple):
+    """These tasks will read a stream from its start; or, with ``coming`` false, they will not after all."""
+
+    task: int
+    readers: tuple[int, ...]
+    coming: bool = True
+
+
 class Launch(NamedTuple):
     """Start worker processes in the background; each is announced by ``WorkerStarted``."""
 
@@ -115,6 +123,7 @@ Command: TypeAlias = (
     | Publish
     | Revoke
     | Release
+    | Expect
     | Launch
     | Stop
     | FinishJob

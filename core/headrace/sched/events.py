@@ -105,10 +105,40 @@ class SlotStalled(NamedTuple):
 
 
 class SlotBlocked(NamedTuple):
-    """The task that a pool slot is at waits for a future; the rest of its batch was taken away from it unstarted."""
+    """The task that a pool slot is at waits for a future or a stream; ``spans`` ran before it, and the rest of its
+    batch was taken away unstarted."""
 
     slot: int
+    spans: Sequence[Span]
     returned: Sequence[int]
+
+
+class StageBegan(NamedTuple):
+    """A task has returned a generator, which is stepped from now on: by its slot's thread (``stays``), or elsewhere.
+
+    It ends its batch: ``spans`` ran before it, ``returned`` were not started. ``StreamOpened`` follows, and
+    ``StageEnded``; if another thread makes the stream, they may come first.
+    """
+
+    slot: int
+    task: int
+    spans: Sequence[Span]
+    returned: Sequence[int]
+    stays: bool
+
+
+class StreamOpened(NamedTuple):
+    """Of a stage that began, the first item is there, or the end, or the failure: who reads it may start."""
+
+    task: int
+
+
+class StageEnded(NamedTuple):
+    """A stage's generator has come to its end, or was stopped. ``busy_s``: how long it took, waiting not counted."""
+
+    slot: int
+    task: int
+    busy_s: float
 
 
 class WorkerStarted(NamedTuple):
@@ -179,6 +209,9 @@ Event: TypeAlias = (
     | SlotRan
     | SlotStalled
     | SlotBlocked
+    | StageBegan
+    | StreamOpened
+    | StageEnded
     | WorkerStarted
     | WorkerRan
     | TaskRaised

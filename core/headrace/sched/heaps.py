@@ -28,8 +28,8 @@ def heap_of(m: Machine, task: Task) -> list[int]:
     a slot, alone; gil: a slot, one at a time; away: a worker, but in lane ``auto`` a slot that has nothing else to do
     may take it, as from ``gil``, unless it took down a worker: it shall not take down this process.
 
-    Futures are neither wide nor one at a time: a task that waits for a future which must wait for that task would never
-    end.
+    Stages have a slot to themselves: see ``stages``. Futures are neither wide nor one at a time: a task that waits for
+    a future which must wait for that task would never end.
     """
     job = task.job
     lane = job.lane
@@ -37,6 +37,8 @@ def heap_of(m: Machine, task: Task) -> list[int]:
         return job.quick
     if lane == "processes":
         return job.free if task.pinned else job.away
+    if is_stage(task):
+        return job.free
     kind = task.family.kind
     if lane == "auto":
         if task.id in m.deaths and not task.pinned and not m.given_up:
@@ -55,8 +57,15 @@ def heap_of(m: Machine, task: Task) -> list[int]:
     return job.quick if kind <= QUICK else job.free
 
 
+def is_stage(task: Task) -> bool:
+    """Whether it reads a stream, or is likely to make one."""
+    return task.stage != 0 or task.family.streams
+
+
 def is_quick(m: Machine, job: Job, family: Family) -> bool:
     """Whether a task of this family, once it is ready, will belong in the heap ``quick`` of a job."""
+    if family.streams:
+        return False
     if family.kind == HOLDS and job.lane == "auto" and not job.futures:
         return family.wall_s < BRIEF_S and not moving_pays(m, family)
     return family.kind <= QUICK

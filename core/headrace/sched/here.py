@@ -6,7 +6,8 @@ that hold the GIL one runs here; the caller takes part in all that is over soon.
 and threads without the caller.
 
 Nothing may wait for ever. The caller of a nested job has left a slot to wait here, so it may run whatever the job has
-when no rule lets anything else run. A slot whose task waits for a future is blocked: a fresh one takes its place.
+when no rule lets anything else run. A slot whose task waits for a future or a stream is blocked: a fresh one takes its
+place.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.heaps import head, is_quick, take, tidy
-from headrace.sched.policy import HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
+from headrace.sched.heaps import head, is_quick, is_stage, take, tidy
+from headrace.sched.policy import FREE, HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, fetch_s, unplace
 
@@ -101,7 +102,7 @@ def _better(
     task = head(m, heap)
     if task is None or (best is not None and best[1].id < task.id):
         return best
-    if helper is not None and task.family.runs and task.family.wall_s < HELP_BELOW_S:
+    if helper is not None and task.family.runs and task.family.wall_s < HELP_BELOW_S and not is_stage(task):
         slot = helper
     if slot is None:
         return best
@@ -123,7 +124,7 @@ def _may_stay(m: Machine, task: Task) -> bool:
 
 def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
     """Gives an idle slot its next batch, beginning with a task."""
-    kind = task.family.kind
+    kind = FREE if is_stage(task) else task.family.kind
     task.state = HERE_QUEUED
     slot.batch = [task]
     batch = [task.id]
@@ -170,7 +171,8 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
         if task.dependents is not None:
             for dependent in task.dependents:
                 if dependent.state == WAITING and (
-                    inline or (is_quick(m, job, dependent.family) and dependent.id not in m.deaths)
+                    inline
+                    or (is_quick(m, job, dependent.family) and not dependent.stage and dependent.id not in m.deaths)
                 ):
                     count = pending[dependent] = pending.get(dependent, 0) + 1
                     if count == dependent.waiting:
@@ -202,15 +204,21 @@ def _extend(m: Machine, job: Job, slot: Slot, batch: list[int]) -> None:
 
 def slot_ran(m: Machine, event: e.SlotRan) -> None:
     slot = m.slots.get(event.slot)
+    report(m, slot, event.spans, ended=True)
+    take_back(m, event.returned)
+
+
+def report(m: Machine, slot: Slot | None, spans: Sequence[e.Span], ended: bool = False) -> None:
+    """A slot has run these tasks of its batch, or ``ended`` all of it."""
     neighbours = max(1, len(m.busy) - 1)
     beside = any(other is not slot and other.batch and other.batch[-1].family.kind in PYTHON for other in m.busy)
-    solo = slot is not None and slot.solo
-    if slot is not None:
-        _leave(m, slot)
-    if slot is None or not slot.blocked:  # otherwise they tell how long others took
-        _learn(m, event.spans, solo, neighbours, beside)
+    solo, blocked = slot is not None and slot.solo, slot is not None and slot.blocked
+    if slot is not None and ended:
+        leave(m, slot)
+    if not blocked:  # otherwise they tell how long others took
+        _learn(m, spans, solo, neighbours, beside)
     tasks = m.tasks
-    for span in event.spans:
+    for span in spans:
         task = tasks.get(span[0])
         if task is None:
             continue
@@ -220,7 +228,6 @@ def slot_ran(m: Machine, event: e.SlotRan) -> None:
             done(m, task)
         else:
             m.releases.setdefault((), []).append(task.id)  # it had failed meanwhile
-    _take_back(m, event.returned)
 
 
 def slot_stalled(m: Machine, event: e.SlotStalled) -> None:
@@ -233,23 +240,29 @@ def slot_stalled(m: Machine, event: e.SlotStalled) -> None:
             slot.batch[-1].family.stalled()  # those before it have run and only not been reported
         if slot.job.quick_slot is slot:
             slot.job.quick_slot = None
-    _take_back(m, event.returned)  # whatever is known of the slot: nobody else has them
+    take_back(m, event.returned)  # whatever is known of the slot: nobody else has them
 
 
 def slot_blocked(m: Machine, event: e.SlotBlocked) -> None:
     """What a task waits for may need a slot, so the one that does nothing but wait does not count: a fresh one does."""
     slot = m.slots.get(event.slot)
+    report(m, slot, event.spans)
     if slot is not None and slot.job is not None and not slot.caller and not slot.blocked:
-        job, batch = slot.job, slot.batch
-        _leave(m, slot)
-        _replace(m, slot)
-        returned = set(event.returned)
-        slot.batch = [task for task in batch if task.id not in returned]
+        gone = {*event.returned, *[span.task for span in event.spans]}
+        slot.batch = [task for task in slot.batch if task.id not in gone]
         if slot.batch:
             slot.batch[-1].family.stalled()
-        slot.job, slot.blocked = job, True
-        m.slots[slot.id] = slot
-    _take_back(m, event.returned)
+        give_away(m, slot)
+    take_back(m, event.returned)
+
+
+def give_away(m: Machine, slot: Slot) -> None:
+    """A slot of the pool goes on with what it is at, but counts no more: a fresh one takes its place."""
+    job, batch = slot.job, slot.batch
+    leave(m, slot)
+    _replace(m, slot)
+    slot.job, slot.batch, slot.blocked = job, batch, True
+    m.slots[slot.id] = slot
 
 
 def _replace(m: Machine, slot: Slot) -> None:
@@ -262,7 +275,7 @@ def _replace(m: Machine, slot: Slot) -> None:
     m.next_slot += 1
 
 
-def _take_back(m: Machine, returned: Iterable[int]) -> None:
+def take_back(m: Machine, returned: Iterable[int]) -> None:
     for number in returned:
         task = m.tasks.get(number)
         if task is not None and task.state == HERE_QUEUED:
@@ -277,12 +290,13 @@ def quick_tasks_ran(m: Machine, event: e.QuickTasksRan) -> None:
             family.ran_here(span, False, 0, False, m.inline_below_s)
 
 
-def _leave(m: Machine, slot: Slot) -> None:
+def leave(m: Machine, slot: Slot) -> None:
     """A slot has ended its batch."""
     if slot.blocked:
         del m.slots[slot.id]
         return
     m.busy.pop(slot, None)
+    m.pumping.pop(slot, None)
     if m.solo is slot:
         m.solo = None
     m.wide -= slot.wide
@@ -301,7 +315,7 @@ def _leave(m: Machine, slot: Slot) -> None:
 def retire_slots(m: Machine, job: Job) -> None:
     """The job ends. A thread cannot be stopped: pool slots that still run its tasks are replaced by fresh ones."""
     for slot in [slot for slot in m.slots.values() if slot.job is job]:
-        _leave(m, slot)
+        leave(m, slot)
         if not slot.caller and not slot.blocked:
             _replace(m, slot)
     if job.caller is not None:

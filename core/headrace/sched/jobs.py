@@ -11,7 +11,7 @@ from headrace.sched.away import leave_workers, stop
 from headrace.sched.heaps import heap_of, make_ready
 from headrace.sched.here import retire_slots
 from headrace.sched.policy import Family, judge
-from headrace.sched.state import CANCELLED, DONE, FAILED, FETCHING, READY, WAITING, Job, Slot, Task
+from headrace.sched.state import CANCELLED, DONE, FAILED, FETCHING, MAKES, READS, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import drop, forget, release, settle, stop_fetching
 
 if TYPE_CHECKING:
@@ -132,6 +132,9 @@ def future_submitted(m: Machine, event: e.FutureSubmitted) -> None:
         dep.consumers += 1
         if dep.state == DONE:
             task.waiting -= 1
+        if dep.stage & MAKES:
+            task.stage |= READS
+            m.out.append(c.Expect(dep.id, (task.id,)))
     if task.waiting == 0:
         make_ready(m, task)
 
@@ -202,6 +205,7 @@ def _end_future(m: Machine, first: Task, state: int, command: Callable[[Task], c
         task.state = state
         task.family.pending -= 1
         stack.extend(task.dependents or ())
+        expect_no_more(m, task)
         settle(m, task)
         if task.wanted:
             task.job.open -= 1
@@ -209,6 +213,12 @@ def _end_future(m: Machine, first: Task, state: int, command: Callable[[Task], c
         else:
             drop(m, task)
             forget(m, task)
+
+
+def expect_no_more(m: Machine, task: Task) -> None:
+    """A task that has not run will not."""
+    if task.stage & READS:
+        m.out.extend([c.Expect(dep.id, (task.id,), coming=False) for dep in task.deps if dep.stage & MAKES])
 
 
 def finish(m: Machine, job: Job) -> None:
@@ -232,6 +242,7 @@ def close(m: Machine, job: Job, finished: bool = False) -> None:
     for task in job.tasks:
         if task.state != DONE:
             task.family.pending -= 1
+            expect_no_more(m, task)
         task.dependents = None  # breaks the reference cycles, so that memory goes at once, not at the next collection
         del tasks[task.id]
     if deaths or fetching or m.fetches:

@@ -4,6 +4,7 @@ Pure: no clock, no thread, no I/O, no randomness; the same events give the same 
 
     jobs       graphs and futures come in; end well or not
     here       slots of this process: their batches, and what they report
+    stages     tasks that make or read streams
     away       worker processes: their queues, starts and stops
     workers    what worker processes report
     values     the life of a value; lineage
@@ -22,7 +23,7 @@ from typing import Any
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched import here, jobs, placement, workers
+from headrace.sched import here, jobs, placement, stages, workers
 from headrace.sched.jobs import FUTURES
 from headrace.sched.log import Entry, Log
 from headrace.sched.policy import QUICK, Family
@@ -76,6 +77,8 @@ class Machine:
         self.solo: Slot | None = None  # the only slot that has been busy since its batch began
         self.wide = 0  # how many slots run wide tasks, and tasks that hold the GIL
         self.gil = 0
+        self.opening: dict[int, Slot | None] = {}  # stage whose stream is not open yet → the slot that steps it, if any
+        self.pumping: dict[Slot, None] = {}  # slots that make open streams, and count as busy
 
         self.workers: dict[int, Worker] = {}
         self.next_worker = 1
@@ -155,6 +158,9 @@ _HANDLERS: dict[type, Callable[[Machine, Any], None]] = {
     e.SlotRan: here.slot_ran,
     e.SlotStalled: here.slot_stalled,
     e.SlotBlocked: here.slot_blocked,
+    e.StageBegan: stages.stage_began,
+    e.StreamOpened: stages.stream_opened,
+    e.StageEnded: stages.stage_ended,
     e.WorkerStarted: workers.worker_started,
     e.WorkerRan: workers.worker_ran,
     e.ValuePublished: workers.value_published,

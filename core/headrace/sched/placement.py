@@ -12,6 +12,7 @@ from headrace.sched.away import launch, place_away, steal
 from headrace.sched.heaps import head
 from headrace.sched.here import place_here
 from headrace.sched.jobs import fail
+from headrace.sched.stages import lend
 from headrace.sched.state import Job
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def place(m: Machine) -> None:
         else:
             again = True
             while again:
+                if m.pumping:
+                    lend(m, job)
                 place_here(m, job)
                 again = m.moved = False
                 if job.away:

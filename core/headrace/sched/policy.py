@@ -68,6 +68,7 @@ class Family:
         "solo_cpu",
         "solo_wall",
         "stay_until_s",
+        "streams",
         "vain",
         "wall_s",
         "width",
@@ -81,6 +82,7 @@ class Family:
         self.wall_s = 0.0
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
         self.ran_at: set[int] = set()  # workers
+        self.streams = False  # whether the last one made a stream
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
         self.stay_until_s = 0.0
@@ -161,6 +163,11 @@ class Family:
         """A first task is still running: whatever it is, it is not quick."""
         if self.kind == UNKNOWN:
             self.kind = FREE
+
+    def streamed(self, busy_s: float, inline_below_s: float) -> None:
+        """Learns from a task that made a stream."""
+        self._smooth(busy_s)
+        self.kind = QUICK if self.wall_s < inline_below_s else FREE
 
     def may_move(self, now: float) -> bool:
         """Whether its tasks, if they hold the GIL, are not better off in this process."""

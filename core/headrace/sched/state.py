@@ -20,6 +20,7 @@ from headrace.sched.policy import Family
 
 WAITING, READY, FETCHING, HERE_QUEUED, AWAY, DONE, FAILED, CANCELLED = range(8)
 STATE_NAMES = ("waiting", "ready", "fetching", "here", "away", "done", "failed", "cancelled")
+OPEN = (WAITING, READY, FETCHING, HERE_QUEUED, AWAY)
 TRANSITIONS: dict[int, frozenset[int]] = {
     WAITING: frozenset({READY, HERE_QUEUED, AWAY, FAILED, CANCELLED}),
     READY: frozenset({WAITING, FETCHING, HERE_QUEUED, AWAY, FAILED, CANCELLED}),
@@ -30,6 +31,10 @@ TRANSITIONS: dict[int, frozenset[int]] = {
     FAILED: frozenset(),
     CANCELLED: frozenset(),
 }
+
+
+MAKES, READS = 1, 2
+"""What a stage does with streams: both bits may be set."""
 
 
 class Task:
@@ -48,6 +53,7 @@ class Task:
         "job",
         "pinned",
         "size",
+        "stage",
         "state",
         "waiting",
         "wanted",
@@ -67,6 +73,7 @@ class Task:
         self.here = False  # the value is HERE, or published: every process can get at it
         self.workers: Set[int] | None = None  # workers that hold a private copy of the value
         self.size = -1
+        self.stage = 0
         self.pinned = False
 
     def __repr__(self) -> str:
@@ -154,7 +161,9 @@ class Slot:
         self.wide = False  # runs a task that is parallel inside
         self.gil = False  # runs a task that holds the GIL
         self.stalled = False  # has been at one task for long, which may be waiting for another
-        self.blocked = False  # waits for a future: replaced in the pool, and gone for good at the end of its batch
+        self.blocked = (
+            False  # waits, or has lent its place to another: replaced in the pool, gone at the end of its batch
+        )
 
 
 class Worker:

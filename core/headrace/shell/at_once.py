@@ -12,7 +12,9 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from headrace.graph import Graph
+from headrace.lanes.slots import Opening
 from headrace.shell.jobs import Stored
+from headrace.stream.handle import NOBODY, STREAMS, Stream, for_task
 
 PATIENCE_S = 0.02
 """So much longer than twice the expected time it may take."""
@@ -29,13 +31,16 @@ class Progress(NamedTuple):
     """What ran, in this order: family, number of tasks, seconds."""
 
 
-def run_at_once(graph: Graph, expected_s: float) -> Progress:
+def run_at_once(graph: Graph, expected_s: float, buffer_bytes: int) -> Progress:
     """Runs tasks from left to right, until all have run or it takes much longer than expected.
+
+    A generator that a task returns is stepped by whoever reads it (a stream of at most ``buffer_bytes``).
 
     Raises:
         BaseException: what a task raises, as itself.
     """
     values = {index: value.result() if type(value) is Stored else value for index, value in graph.literals.items()}
+    streams = Stream in map(type, values.values())
     readers = _readers(graph)
     ran: list[tuple[Hashable, int, float]] = []
     families, family, count, done = graph.families, None, 0, len(graph.calls)
@@ -50,7 +55,10 @@ def run_at_once(graph: Graph, expected_s: float) -> Progress:
             filled = list(args)
             for position, source in holes:
                 filled[position] = values[source] if type(source) is int else [values[dep] for dep in source]
-            value = fn(*filled, **kwargs) if kwargs else fn(*filled)
+            if streams:
+                filled = [for_task(arg, NOBODY) for arg in filled]
+            args = filled
+            value = fn(*args, **kwargs) if kwargs else fn(*args)
             del filled
             for dep in graph.deps[index]:
                 readers[dep] -= 1
@@ -58,12 +66,24 @@ def run_at_once(graph: Graph, expected_s: float) -> Progress:
                     del values[dep]
         else:
             value = fn(*args, **kwargs) if kwargs else fn(*args)
+        if type(value) in STREAMS:
+            value, streams = _stream(value, graph, index, args, buffer_bytes), True
         values[index] = value
         if perf_counter() > deadline:
             done = index + 1
             break
     ran.append((family, count, perf_counter() - since))
     return Progress(done, values, ran[1:])
+
+
+def _stream(value: Any, graph: Graph, index: int, args: Any, buffer_bytes: int) -> Any:
+    if type(value) is Stream:
+        return value
+    from headrace.shell.stages import pulled
+
+    call = graph.calls[index]
+    assert call is not None
+    return pulled(str(graph.keys[index]), buffer_bytes, Opening(index, value, call[0], args, call[2]))
 
 
 def rest_of(graph: Graph, progress: Progress) -> Graph:

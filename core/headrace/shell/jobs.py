@@ -24,6 +24,7 @@ from headrace.observe import timeline
 from headrace.sched.events import Span
 from headrace.sched.machine import FUTURES
 from headrace.shell.imports import modules_of
+from headrace.stream.handle import Stream
 from headrace.task import run_call
 
 BLOCK_BITS = 20
@@ -87,6 +88,7 @@ class Job:
         self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
         self.observer: Observer | None = None
         self.context = contextvars.copy_context()
+        self.streams = False  # whether any of its values may be a stream
         self.over = False  # its values are the caller's to collect
         self._states: companions.States | None = None
 
@@ -96,7 +98,9 @@ class Job:
         job = cls(lane, bring)
         job.keys, job.calls, job.deps, job.observer = graph.keys, graph.calls, graph.deps, observer
         for index, value in graph.literals.items():
-            job.values[index] = value.result() if isinstance(value, Stored) else value
+            value = value.result() if isinstance(value, Stored) else value
+            job.values[index] = value
+            job.streams |= type(value) is Stream
         return job
 
     def load(self, index: int) -> Any:
@@ -150,12 +154,17 @@ class Job:
 
     def tell_finished(self, span: Span, place: str) -> None:
         """Must come before the event that may end the job, so that the caller sees it first."""
-        observer, index = self.observer, span.task - self.base
+        index = span.task - self.base
+        self.tell_opened(index, place)
+        if timeline.recorders:
+            timeline.record([(self.keys[index], place, span.start_s, span.wall_s)])
+
+    def tell_opened(self, index: int, place: str) -> None:
+        """A task has a value; if that is a stream, it still makes it."""
+        observer = self.observer
         if observer is not None:
             value = self.values.get(index)
             self.mailbox.put(lambda: observer.finished(index, value, place))
-        if timeline.recorders:
-            timeline.record([(self.keys[index], place, span.start_s, span.wall_s)])
 
     def teller(self, slot: int) -> Callable[[Span], None] | None:
         """What has to be done after each task of a batch in this thread; None if nobody watches."""
@@ -166,11 +175,11 @@ class Job:
         def tell(span: Span) -> None:
             self.tell_finished(span, place)
             if slot < 0:
-                self._call_observer()
+                self.call_observer()
 
         return tell
 
-    def _call_observer(self) -> None:
+    def call_observer(self) -> None:
         """In the caller's thread, while it runs a batch: passes on what is known by now, keeps commands for later."""
         while True:
             try:

@@ -1,7 +1,7 @@
 """The threads that serve slots: a caller for as long as it waits for its job, and pool threads.
 
 RunHere ──> mailbox of the slot ──> lanes.slots.run_batch ──> SlotRan, TaskRaised ──> post
-                    ↑                                                                  │
+                    ↑                        └── a stream ──> stages.Stages ──> StageEnded ──┤
                     └────────────── the next batch for the same slot ──────────────────┘
 """
 
@@ -12,12 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from headrace.lanes.slots import Batch, Failure, Watch, run_batch
+from headrace.lanes.slots import Batch, Failure, Opening, Watch, run_batch
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.shell.jobs import Job, Jobs
+
+if TYPE_CHECKING:  # most programs have no stream
+    from headrace.shell.stages import Node, Stages
 
 _JOIN_S = 0.2
 
@@ -35,9 +38,20 @@ class SlotThreads:
         jobs: the open jobs.
         post: see :class:`Post`.
         exists: whether the machine still knows a slot; the thread of one that it does not know ends.
+        buffer_bytes: of each stream.
+        waits_for: given a task that has not begun, those that it waits for; if it is in the batch of a slot, that slot.
+        unfinished: given a job, the tasks that its caller waits for.
     """
 
-    def __init__(self, jobs: Jobs, post: Post, exists: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        post: Post,
+        exists: Callable[[int], bool],
+        buffer_bytes: int,
+        waits_for: Callable[[int], tuple[list[int], int | None]],
+        unfinished: Callable[[int], list[int]],
+    ) -> None:
         self._jobs = jobs
         self._post = post
         self._exists = exists
@@ -46,6 +60,11 @@ class SlotThreads:
         self._threads: list[threading.Thread] = []
         self._batches: dict[int, Batch] = {}
         self._watch = Watch(self._stalled)
+        self._waits_for = waits_for
+        self._unfinished = unfinished
+        self._buffer_bytes = buffer_bytes
+        self.stages: Stages | None = None  # made with the first stream
+        self._making = threading.Lock()
 
     @property
     def nested(self) -> bool:
@@ -64,11 +83,16 @@ class SlotThreads:
             local.depth = depth
 
     def about_to_wait(self) -> None:
-        """The current thread will wait for a future: if it is of the pool, another one takes over its part."""
+        """The current thread will wait for a future or a stream: if it is of the pool, another takes over its part."""
         batch: Batch | None = getattr(self._local, "pool_batch", None)
         if batch is not None and not batch.blocked:
             batch.blocked = True
-            self._post(e.SlotBlocked(batch.slot, batch.take_back()))
+            self._post(e.SlotBlocked(batch.slot, batch.take_spans(), batch.take_back()))
+
+    def _holds_up(self, task: int) -> list[Node]:
+        deps, slot = self._waits_for(task)
+        batch = None if slot is None else self._batches.get(slot)
+        return [("task", dep) for dep in deps] if batch is None else [batch.thread]
 
     def enter(self, slot: int, mailbox: SimpleQueue[Any]) -> None:
         """From now on, what is for a caller's slot goes into its own mailbox."""
@@ -120,29 +144,42 @@ class SlotThreads:
         job = self._jobs.by_number.get(command.job)
         if job is None:
             return self._post(e.SlotRan(slot, [], batch.end()), slot=slot)
-        spans, failure = self._run_watched(job, batch, command.budget_s)
-        ran = e.SlotRan(slot, spans, batch.end())
-        if failure is None:
+        end = self._run_watched(job, batch, command.budget_s)
+        if isinstance(end, (e.StageEnded, e.StageBegan)):
+            return self._post(end, slot=slot)
+        ran = e.SlotRan(slot, batch.take_spans(), batch.end())
+        if type(end) is not Failure:
             return self._post(ran, slot=slot)
-        error = failure.error
+        return self._failed(job, end, ran)
+
+    def _failed(self, job: Job, failure: Failure, ran: e.SlotRan) -> c.RunHere | None:
+        error, slot = failure.error, ran.slot
         if isinstance(error, KeyboardInterrupt) and slot < 0 and threading.current_thread() is threading.main_thread():
             raise error
         if error.__traceback__ is not None:
             error.__traceback__ = error.__traceback__.tb_next or error.__traceback__
         job.errors[failure.task - job.base] = error
+        if self.stages is not None:
+            self.stages.abandon(failure.task)
         return self._post(e.TaskRaised(failure.task, e.HERE), ran, slot=slot)
 
-    def _run_watched(self, job: Job, batch: Batch, budget_s: float) -> tuple[list[e.Span], Failure | None]:
+    def _run_watched(self, job: Job, batch: Batch, budget_s: float) -> Failure | e.StageEnded | e.StageBegan | None:
         local, watched = self._local, batch.patience_s > 0.0
         depth = getattr(local, "depth", 0)
         try:
             local.depth = depth + 1
             if batch.slot > 0:
                 local.pool_batch = batch
+            batch.thread = threading.get_ident()
             self._batches[batch.slot] = batch
             if watched:
                 self._watch.begin(batch)
-            return run_batch(job, batch, budget_s, job.teller(batch.slot))
+            end = run_batch(job, batch, budget_s, job.teller(batch.slot))
+            if not isinstance(end, Opening):
+                return end
+            go_on = self._stages().open(job, batch, end)
+            del end  # what its generator has read is the generator's
+            return go_on()
         finally:
             local.depth = depth
             if batch.slot > 0:
@@ -150,6 +187,21 @@ class SlotThreads:
             self._batches.pop(batch.slot, None)
             if watched:
                 self._watch.end(batch)
+
+    def _stages(self) -> Stages:
+        from headrace.shell.stages import Stages
+
+        with self._making:
+            if self.stages is None:
+                self.stages = Stages(
+                    self._buffer_bytes, self._post, self.about_to_wait, self._holds_up, self._unfinished
+                )
+            return self.stages
+
+    def cancel_streams(self, error: BaseException, job: Job | None = None) -> None:
+        """Ends the streams of a job, or all."""
+        if self.stages is not None:
+            self.stages.cancel(error, job)
 
     def _stalled(self, batch: Batch) -> None:
         with batch.reporting:
@@ -174,7 +226,9 @@ class SlotThreads:
                 mailbox.put(None)
 
     def join(self) -> None:
-        """Waits a moment for the threads that were dismissed."""
+        """Waits a moment for the threads that were dismissed, and those of streams that were cancelled."""
+        if self.stages is not None:
+            self.stages.join(_JOIN_S)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)

@@ -43,6 +43,8 @@ from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared
 from headrace.lanes.processes.surroundings import flush_output, follow_owner, raise_again, write_lines_at_once
 from headrace.lanes.processes.wire import Channel, Op, Record
 from headrace.store.pickling import estimate_size, pack
+from headrace.stream.handle import NOBODY, for_task, whole_stream
+from headrace.stream.steps import PRODUCERS
 
 _SEND_EVERY_S: Final = 0.01
 _SEND_FROM: Final = 256
@@ -185,6 +187,8 @@ class Worker:
                 args = self._fill(args, holes, base)
                 start_s = clock()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
+            if type(value) in PRODUCERS:
+                value = whole_stream(value)
             if self._forked:
                 self._end_child()
         except NotHereError:
@@ -209,7 +213,8 @@ class Worker:
         get = self._holdings.get
         filled = list(args)
         for position, source in holes:
-            filled[position] = get(base + source) if type(source) is int else [get(base + s) for s in source]
+            arg = get(base + source) if type(source) is int else [get(base + s) for s in source]
+            filled[position] = for_task(arg, NOBODY)
         return filled
 
     def _open_function(self, number: int, unopened: Unopened) -> Any:

@@ -1,0 +1,165 @@
+"""The streams of a runtime: pumps them, stops them, and looks for circles of waits.
+
+    run_batch ── Opening ──> pool thread: goes on itself            ──> StageBegan, StreamOpened, StageEnded
+                       └───> caller: a new thread; lane inline: whoever reads
+
+A generator's first item opens its stream. Its thread then goes on, whether its job is over or not, until the generator
+ends or nobody wants the rest.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter
+from types import AsyncGeneratorType
+from typing import Any
+
+from headrace.lanes.slots import Batch, Opening
+from headrace.observe import timeline
+from headrace.sched import events as e
+from headrace.shell.jobs import Job
+from headrace.stream.handle import NOBODY, Stream, again
+from headrace.stream.source import Source
+from headrace.stream.steps import steps_of
+from headrace.stream.waits import find_circle
+
+Node = int | tuple[str, int]
+"""A thread, or ("task", its id) of a task that has not begun."""
+
+
+def pulled(name: str, budget_bytes: int, opening: Opening) -> Stream:
+    """A stream whose readers step the generator."""
+    steps = steps_of(opening.value)
+    return Stream(Source(name, budget_bytes, steps=steps, again=again(opening.fn, opening.args, opening.kwargs)))
+
+
+class Stages:
+    """The streams that are being made in this process. Thread-safe.
+
+    Args:
+        budget_bytes: of each.
+        post: hands events to the machine.
+        about_to_wait: called in a thread that will wait for a stream.
+        holds_up: whom a task that has not begun waits for; a task that it waits for may run in a thread.
+        unfinished: the tasks of a job that its caller still waits for.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        post: Callable[..., object],
+        about_to_wait: Callable[[], None],
+        holds_up: Callable[[int], Iterable[Node]],
+        unfinished: Callable[[int], list[int]],
+    ) -> None:
+        self._budget_bytes = budget_bytes
+        self._post = post
+        self._holds_up = holds_up
+        self._unfinished = unfinished
+        self.about_to_wait = about_to_wait
+        self.waiting: dict[int, tuple[Source, int]] = {}
+        self._live: dict[Source, Job] = {}
+        self._threads: set[threading.Thread] = set()
+
+    def open(self, job: Job, batch: Batch, opening: Opening) -> Callable[[], e.StageEnded | e.StageBegan]:
+        """Makes a stream of what a task has returned.
+
+        Returns:
+            What remains to be done for it in this thread; it returns the event after which the slot is free.
+        """
+        index, value, slot = opening.task - job.base, opening.value, batch.slot
+        in_caller = slot < 0
+        if type(value) is Stream or (job.lane == "inline" and not _is_async(value)):
+            name = job.key(index)
+            stream = value if type(value) is Stream else pulled(name, self._budget_bytes, opening)
+            self._publish(job, index, stream, slot)
+            began = e.StageBegan(slot, opening.task, batch.take_spans(), batch.end(), stays=True)
+            self._post(began, e.StreamOpened(opening.task))
+            return lambda: e.StageEnded(slot, opening.task, 0.0)
+        source = Source(job.key(index), self._budget_bytes, self, again=again(opening.fn, opening.args, opening.kwargs))
+        self._publish(job, index, Stream(source), slot)
+        self._live[source] = job
+        steps, task, key = steps_of(value), opening.task, job.keys[index]
+        began = e.StageBegan(slot, task, batch.take_spans(), batch.end(), stays=not in_caller)
+        if in_caller:
+            self._start(lambda: self._post(self._pump(source, steps, 0, task, key)))
+            return lambda: began
+        self._post(began)
+        return lambda: self._pump(source, steps, slot, task, key)
+
+    def _publish(self, job: Job, index: int, stream: Stream, slot: int) -> None:
+        job.streams = True
+        job.values[index] = stream
+        job.tell_opened(index, threading.current_thread().name)
+        if slot < 0:
+            job.call_observer()
+
+    def _pump(self, source: Source, steps: Iterator[Any], slot: int, task: int, key: Any) -> e.StageEnded:
+        began_s = perf_counter()
+        try:
+            source.pump(steps, lambda: self._post(e.StreamOpened(task)))
+        finally:
+            self._live.pop(source, None)
+        took_s = perf_counter() - began_s
+        if timeline.recorders:
+            timeline.record([(key, threading.current_thread().name, began_s, took_s)])
+        return e.StageEnded(slot, task, max(0.0, took_s - source.waited_s))
+
+    def _start(self, doing: Callable[[], object]) -> None:
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(doing,), name="headrace-stage", daemon=True)
+        self._threads = {thread for thread in self._threads if thread.is_alive()} | {thread}
+        thread.start()
+
+    def cancel(self, error: BaseException, job: Job | None = None) -> None:
+        """Ends the streams of a job, or all."""
+        for source, its_job in list(self._live.items()):
+            if job is None or its_job is job:
+                source.cancel(error)
+
+    def abandon(self, task: int) -> None:
+        """A task has failed: it reads no more, though its traceback may hold what it read with."""
+        for source in list(self._live):
+            source.abandon(task)
+
+    def join(self, timeout_s: float) -> None:
+        """Waits a moment for the threads of stages that were cancelled."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout_s)
+
+    # ---- circles of waits
+
+    def waited_long(self, source: Source) -> None:
+        """If the current thread waits in a circle, one of the full buffers in it grows."""
+        start: Node = threading.get_ident()
+        circle = set(find_circle(start, self._waits_for))
+        full = [source for source in list(self._live) if source.thread in circle and source.out_of_credit]
+        if full:
+            min(full, key=lambda source: source.flow.budget_bytes).grow()
+
+    def _waits_for(self, node: Node) -> Iterable[Node]:
+        if isinstance(node, tuple):
+            return self._holds_up(node[1])
+        awaited = self.waiting.get(node)
+        if awaited is not None:
+            return [] if awaited[0].thread is None else [awaited[0].thread]
+        for source in list(self._live):
+            if source.thread == node and source.out_of_credit:
+                threads, tasks = source.holders()
+                if not (threads or tasks):
+                    threads, tasks = self._who_may_read(source)
+                return [*threads, *[("task", task) for task in tasks]]
+        return []
+
+    def _who_may_read(self, source: Source) -> tuple[list[int], list[int]]:
+        """Of a stream that only has handles: who reads something else first, and what its job's caller waits for."""
+        job = self._live.get(source)
+        threads = [reader for reader, (_, task) in list(self.waiting.items()) if task == NOBODY]
+        return threads, self._unfinished(job.number) if job is not None and not job.over else []
+
+
+def _is_async(value: Any) -> bool:
+    return type(value) is AsyncGeneratorType or hasattr(getattr(value, "steps", None), "__anext__")

@@ -1,0 +1,190 @@
+"""What tasks and callers get to see of a stream: :class:`Stream`."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace.errors import MustStayHere, StreamError
+from headrace.stream.steps import PRODUCERS, steps_of
+
+if TYPE_CHECKING:  # most programs have no stream
+    from headrace.stream.source import Claim, Source
+
+NOBODY: Final = -1
+"""Who reads but is no task."""
+
+
+class Stream(Iterator[Any]):
+    """What a generator makes, while it makes it.
+
+    ``for`` and ``iter`` see all of it, from the start, each time, in any thread; they wait for what is not there yet,
+    and raise what the generator raises where it does. Once :func:`next` was called, the handle is an iterator like any
+    other, and ``for`` goes on where that stands. ``len`` and negative indices wait for the end, other indices for their
+    item.
+
+    A stream is kept in memory up to ``stream_buffer_bytes``. Its generator is stopped when nobody can read it any more.
+    """
+
+    __slots__ = ("__weakref__", "_claim", "_consumer", "_own", "_source")
+
+    def __init__(self, source: Source, consumer: int = NOBODY) -> None:
+        """Made by the runtime. ``consumer``: the task that the handle is for; it holds a place at the start."""
+        self._source = source
+        self._consumer = consumer
+        self._own: Iterator[Any] | None = None
+        self._claim: Claim | None = source.claim(consumer) if consumer != NOBODY else None
+        source.handle_made()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self if self._own is not None else self._read()
+
+    def __next__(self) -> Any:
+        if self._own is None:
+            self._own = self._read()
+        return next(self._own)
+
+    def _read(self) -> Iterator[Any]:
+        claim, self._claim = self._claim, None
+        return self._source.read(claim, self._consumer)
+
+    def __bool__(self) -> bool:
+        return True  # as generators are; whether there is an item may take long to say
+
+    def __len__(self) -> int:
+        return self._source.wait(float("inf"), self._consumer)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(self._read())[index]
+        number = operator.index(index)
+        count = self._source.wait(number + 1 if number >= 0 else float("inf"), self._consumer)
+        number = number if number >= 0 else count + number
+        if not 0 <= number < count:
+            raise IndexError(f"{index} is out of range: the stream has {count} items")
+        return self._source.item(number)
+
+    def expect(self, tasks: tuple[int, ...], coming: bool = True) -> None:
+        """For the runtime: these tasks will get a handle of their own, or will not after all."""
+        if coming:
+            self._source.expect(tasks)
+        else:
+            self._source.expect_no_more(tasks)
+
+    def for_task(self, task: int) -> Stream:
+        """A handle of its own for a task that begins."""
+        return Stream(self._source, task)
+
+    def close(self) -> None:
+        """Reads no more through this handle. The generator is stopped if nobody else does."""
+        self._claim = self._own = None
+
+    def to_reader(self, schema: Any = None) -> Any:
+        """The stream as a ``pyarrow.RecordBatchReader``, of items that are record batches or tables.
+
+        Args:
+            schema: theirs; by default that of the first one, which is waited for.
+        """
+        import pyarrow as pa
+
+        batches: Iterator[Any] = (
+            batch for item in self._read() for batch in (item.to_batches() if isinstance(item, pa.Table) else (item,))
+        )
+        if schema is None:
+            first = next(batches, None)
+            if first is None:
+                raise StreamError(f"stream {self._source.name} is empty: say to_reader(schema)")
+            schema, batches = first.schema, itertools.chain([first], batches)
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        source = self._source
+        state = "being made" if not source.flow.over else "failed" if source.error is not None else "complete"
+        return f"<Stream {source.name}: {source.count} items, {state}>"
+
+    def __reduce__(self) -> Any:
+        items = self._source.everything()
+        if items is None:
+            raise MustStayHere(f"stream {self._source.name} is still being made, or was not kept")
+        return _revive, (self._source.name, items, self._source.error)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_claim"):
+            self._source.handle_gone()
+
+
+STREAMS = PRODUCERS | {Stream}
+"""The types of values that are streams already, or become one."""
+
+
+def for_task(value: Any, task: int) -> Any:
+    """An argument of a task as the task should see it: every consumer reads streams through a handle of its own."""
+    if type(value) is Stream:
+        return value.for_task(task)
+    if type(value) is list and any(type(item) is Stream for item in value):
+        return [item.for_task(task) if type(item) is Stream else item for item in value]
+    return value
+
+
+def again(fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> Callable[[], Iterator[Any]]:
+    """What runs a task's call once more, for those who come too late.
+
+    It holds no handle on the streams that the task reads, or their producers would not stop as long as this one is
+    kept.
+    """
+    kept = [_Later.of(arg) for arg in args]
+
+    def run() -> Iterator[Any]:
+        value = fn(*[arg.now() if type(arg) is _Later else arg for arg in kept], **(kwargs or {}))
+        if type(value) not in STREAMS:
+            raise StreamError(f"{fn!r} returned a stream the first time, and a {type(value).__name__} the second")
+        steps: Iterator[Any] = iter(value) if type(value) is Stream else steps_of(value)
+        return steps
+
+    return run
+
+
+class _Later:
+    """Stands for an argument that is a stream, or a list with streams."""
+
+    __slots__ = ("_parts", "_single")
+
+    def __init__(self, parts: list[Any], single: bool) -> None:
+        self._parts = parts
+        self._single = single
+
+    @classmethod
+    def of(cls, arg: Any) -> Any:
+        if type(arg) is Stream:
+            return cls([arg._source], True)
+        if type(arg) is list and any(type(item) is Stream for item in arg):
+            return cls([item._source if type(item) is Stream else item for item in arg], False)
+        return arg
+
+    def now(self) -> Any:
+        from headrace.stream.source import Source
+
+        parts = [Stream(part) if type(part) is Source else part for part in self._parts]
+        return parts[0] if self._single else parts
+
+
+def whole_stream(producer: Any) -> Stream:
+    """Makes all that a producer makes, now, and returns it as a stream."""
+    items: list[Any] = []
+    error: BaseException | None = None
+    try:
+        items.extend(steps_of(producer))
+    except BaseException as raised:
+        error = raised
+    return _revive("", items, error)
+
+
+def _revive(name: str, items: list[Any], error: BaseException | None) -> Stream:
+    from headrace.stream.source import Source
+
+    return Stream(Source.of_items(name, items, error))

@@ -1,0 +1,515 @@
+"""The items of one stream, the thread that makes them, and those that read them.
+
+::
+
+    generator ── step ──► tail ── sealed: a chunk ──► kept chunks ── index by index ──► any number of readers
+                           │                              ▲
+                     (somebody waits?) ring          Flow decides what goes, and whether the producer waits
+
+Two ways to make items. *Pumped*: a thread of its own (the one that ran the task) steps the generator, and readers wait.
+*Pulled*: whoever reads takes the generator a step further when there is nothing else to read.
+
+An item costs its producer an append and its reader an index, without a lock: lists only grow, and are not changed once
+they are sealed. The lock is for what the flow decides, once a chunk. Nothing under it calls foreign code; what
+destructors have to say (a handle, a reader is gone) they leave in a queue, because they run at any moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from headrace.errors import StreamError
+from headrace.store.sizes import estimate_size
+from headrace.stream.machine import Flow
+
+LONG_S: Final = 0.03
+"""After a wait of this length it is looked whether everybody waits in a circle."""
+CHUNK_BYTES: Final = 64 * 1024
+CHUNK_ITEMS: Final = 1024
+YIELD_EVERY_S: Final = 0.005
+"""A producer that holds the GIL lets readers have it as often as Python itself would, but at the moment that they need
+it."""
+
+_SMALL: Final = frozenset({int, float, bool, type(None), complex})
+_SMALL_BYTES: Final = 32
+_ITEM_BYTES: Final = 64
+_UNKNOWN_BYTES: Final = 1024
+
+_HANDLE, _CANCELLED = -1, -2
+_numbers = itertools.count()
+
+
+class Surroundings(Protocol):
+    """What a source asks of whoever runs it."""
+
+    waiting: dict[int, tuple[Source, int]]
+    """Thread → the source that it waits to read from, and the task that it does so for, or ``NOBODY``."""
+
+    def about_to_wait(self) -> None:
+        """The current thread will wait for a reader or a producer."""
+        ...
+
+    def waited_long(self, source: Source) -> None:
+        """The current thread waits for this source's items, or for its readers, and has for some time."""
+        ...
+
+
+class Source:
+    """One stream. Thread-safe.
+
+    Args:
+        name: for messages.
+        budget_bytes: see :class:`headrace.stream.machine.Flow`.
+        surroundings: of a pumped source.
+        steps: of a pulled source: what its readers step.
+        again: makes a fresh iterator over the same items.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        budget_bytes: int,
+        surroundings: Surroundings | None = None,
+        steps: Iterator[Any] | None = None,
+        again: Callable[[], Iterator[Any]] | None = None,
+    ) -> None:
+        self.name = name
+        self.flow = Flow(budget_bytes)
+        self.thread: int | None = None
+        """The thread that pumps."""
+        self.readers: dict[int, tuple[int, int]] = {}
+        """Reader → for which task, in which thread. Also of those that have left."""
+        self.error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self.waited_s = 0.0
+        """How long the producer was out of credit."""
+        self._surroundings = surroundings
+        self._steps = steps
+        self._again = again
+        self._lock = threading.Lock()
+        self._stepping = threading.RLock()
+        self._tail: list[Any] = []
+        self._chunks: dict[int, list[Any]] = {0: self._tail}
+        self._before: list[int] = [0]  # for every chunk ever made the number of items before it
+        self._tail_bytes = 0
+        self._chunk_bytes = max(1, min(CHUNK_BYTES, budget_bytes // 4))
+        self._bells: deque[SimpleQueue[None]] = deque()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # the producer's
+        self._out_of_credit = False
+        self._gone: deque[int] = deque()
+        self._stopped = False
+        self._yielded_s = 0.0
+
+    # ---- producing
+
+    def pump(self, steps: Iterator[Any], opened: Callable[[], object]) -> None:
+        """Makes all items, in this thread, until the end or until nobody wants any more.
+
+        Args:
+            steps: what is stepped; its ``close()`` is called if it has one.
+            opened: called once, when the first item, the end or the failure is there.
+        """
+        self.thread = threading.get_ident()
+        error: BaseException | None = None
+        pending = [opened]
+        try:
+            self._pump(steps, pending)
+        except BaseException as raised:
+            error = raised
+        close = getattr(steps, "close", None)
+        if close is not None:
+            try:
+                close()
+            except BaseException as raised:
+                error = error or raised
+        self._end(error)
+        self.thread = None
+        if pending:
+            opened()
+
+    def _pump(self, steps: Iterator[Any], pending: list[Callable[[], object]]) -> None:
+        tail, size, bells, gone, most = self._tail, 0, self._bells, self._gone, self._chunk_bytes
+        for item in steps:
+            tail.append(item)
+            size += _SMALL_BYTES if type(item) in _SMALL else weigh(item)
+            if pending:
+                pending.pop()()
+            if bells:
+                self._ring()
+                self._let_others_run()
+            if gone and self._is_unwanted():
+                return
+            if size >= most or len(tail) >= CHUNK_ITEMS:
+                tail, size = self._seal(size), 0
+                del item  # it may be large, and the next one takes its time
+                if self.flow.paused and not self._wait_for_credit():
+                    return
+
+    def _seal(self, size_bytes: int) -> list[Any]:
+        """The tail becomes a chunk; returns the new one."""
+        tail: list[Any] = []
+        number = len(self._before)
+        with self._lock:
+            self._before.append(self._before[-1] + len(self._tail))
+            self._chunks[number] = self._tail = tail
+            dropped = self._drop(self.flow.produced(size_bytes))
+        self._ring()
+        del dropped
+        return tail
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._lock:
+            if not self.flow.over:
+                self.error = error
+                self._traceback = _of_user(error)
+                self.flow.ended()
+            if self.flow.complete and not self._stopped:
+                self._again = None
+        self._ring()
+
+    def _is_unwanted(self) -> bool:
+        """Whether to stop, now that somebody has left."""
+        with self._lock:
+            dropped = self._settle()
+            stop = self.error is not None or self.flow.unwanted
+            self._stopped = stop
+        del dropped
+        return stop
+
+    def _wait_for_credit(self) -> bool:
+        """Waits until somebody has read; whether to go on."""
+        self._out_of_credit = True
+        began_s = time.perf_counter()
+        try:
+            while True:
+                if self._is_unwanted():
+                    return False
+                if not self.flow.paused:
+                    return True
+                self._wait(self._bell)
+        finally:
+            self._out_of_credit = False
+            self.waited_s += time.perf_counter() - began_s
+
+    def _let_others_run(self) -> None:
+        now = time.perf_counter()
+        if now - self._yielded_s > YIELD_EVERY_S:
+            time.sleep(1e-6)
+            self._yielded_s = time.perf_counter()
+
+    @property
+    def out_of_credit(self) -> bool:
+        """Whether its producer waits for readers."""
+        return self._out_of_credit and self.flow.paused
+
+    def holders(self) -> tuple[list[int], list[int]]:
+        """While it is out of credit: the threads of the readers that must go on, and the tasks that must begin."""
+        with self._lock:
+            dropped = self._settle()
+            slow, tasks = self.flow.holders()
+            threads = [self.readers[reader][1] for reader in slow if reader in self.readers]
+        del dropped
+        return threads, tasks
+
+    def grow(self) -> None:
+        """Lets the producer go on: nobody can read before it does."""
+        with self._lock:
+            self.flow.grow()
+        self._bell.put(None)
+
+    def cancel(self, error: BaseException) -> None:
+        """Ends the stream: readers get the error with the next chunk; the producer stops at its next item."""
+        with self._lock:
+            if self.flow.over:
+                return
+            self.error = error
+            self._stopped = True
+            self.flow.ended()
+        self._note(_CANCELLED)
+        self._ring()
+
+    # ---- pulling
+
+    def _pull(self) -> None:
+        """Takes the generator one step further in this thread, unless somebody else has ended it."""
+        with self._stepping:
+            steps = self._steps
+            if self.flow.over or steps is None:
+                return
+            try:
+                item = next(steps)
+            except StopIteration:
+                self._steps = None
+                self._end(None)
+            except BaseException as error:
+                self._steps = None
+                self._end(error)
+            else:
+                self._tail.append(item)
+                self._tail_bytes += _SMALL_BYTES if type(item) in _SMALL else weigh(item)
+                if self._tail_bytes >= self._chunk_bytes or len(self._tail) >= CHUNK_ITEMS:
+                    self._seal(self._tail_bytes)
+                    self._tail_bytes = 0
+
+    # ---- reading
+
+    def read(self, claim: Claim | None, consumer: int) -> Iterator[Any]:
+        """All items from the start. Blocks for those that are not there yet, in the thread that iterates.
+
+        Args:
+            claim: a place at the start, held since before; else one is looked for when the iteration begins.
+            consumer: the task that reads, or ``NOBODY``.
+        """
+        claim = claim or self.claim(consumer)
+        number = count = 0
+        if claim is not None:
+            self.readers[claim.reader] = consumer, threading.get_ident()
+        while claim is not None:
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                break  # it was taken for gone
+            index = 0
+            while True:
+                while index < len(chunk):
+                    yield chunk[index]
+                    index += 1
+                if number < self.flow.next:
+                    if self._stopped:
+                        self._raise()
+                    if index == len(chunk):
+                        break
+                elif self.flow.over:
+                    if index == len(chunk):
+                        self._raise()
+                        return
+                else:
+                    self._more(chunk, index, number, consumer)
+            count += index
+            number += 1
+            self._advance(claim.reader, number)
+        yield from itertools.islice(self.replay(), count, None)
+
+    def claim(self, consumer: int) -> Claim | None:
+        """A place at the start of the stream, or None if that is gone."""
+        with self._lock:
+            self.flow.expected.discard(consumer)
+            reader = next(_numbers)
+            if self._stopped or not self.flow.began(reader):
+                return None
+            self.readers[reader] = consumer, threading.get_ident()
+        return Claim(self, reader)
+
+    def _more(self, chunk: list[Any], index: int, number: int, consumer: int) -> None:
+        """Returns when there may be more than these items of this chunk."""
+        if self._steps is not None:
+            self._pull()
+            return
+        bell: SimpleQueue[None] = SimpleQueue()
+        self._bells.append(bell)
+        # Looked at again now: what came before saw nobody waiting.
+        if index == len(chunk) and number == self.flow.next and not self.flow.over:
+            self._wait_to_read(bell, consumer)
+
+    def _wait_to_read(self, bell: SimpleQueue[None], consumer: int) -> None:
+        assert self._surroundings is not None
+        waiting, thread = self._surroundings.waiting, threading.get_ident()
+        waiting[thread] = self, consumer
+        try:
+            self._wait(bell)
+        finally:
+            waiting.pop(thread, None)
+
+    def _wait(self, bell: SimpleQueue[None]) -> None:
+        assert self._surroundings is not None
+        self._surroundings.about_to_wait()
+        try:
+            bell.get(timeout=LONG_S)
+        except Empty:
+            self._surroundings.waited_long(self)
+            bell.get()
+
+    def _ring(self) -> None:
+        bells = self._bells
+        while bells:
+            bells.popleft().put(None)
+
+    def _advance(self, reader: int, chunk: int) -> None:
+        with self._lock:
+            dropped = self._settle()
+            dropped += self._drop(self.flow.advanced(reader, chunk))
+        self._wake_producer()
+        del dropped
+
+    def _wake_producer(self) -> None:
+        if self._out_of_credit and not self.flow.paused:
+            self._bell.put(None)
+
+    def replay(self) -> Iterator[Any]:
+        """The items once more, made anew in the thread that iterates.
+
+        Raises:
+            StreamError: that is not possible.
+        """
+        if self._again is None:
+            raise StreamError(
+                f"the beginning of stream {self.name} is not kept any more, and what made it cannot be run again: "
+                "read it once, let it fit stream_buffer_bytes, or return a list"
+            )
+        return self._again()
+
+    def wait(self, items: float, consumer: int) -> int:
+        """Waits until there are so many items, or the end. Whatever is made meanwhile is kept.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            BaseException: the producer's, if it failed before.
+        """
+        if self._stopped and self.error is None:
+            return sum(1 for _ in self.replay())
+        with self._lock:
+            self.flow.hurry += 1
+        self._wake_producer()
+        try:
+            while (count := self.count) < items and not self.flow.over:
+                if self._steps is not None:
+                    self._pull()
+                    continue
+                bell: SimpleQueue[None] = SimpleQueue()
+                self._bells.append(bell)
+                if count == self.count and not self.flow.over:
+                    self._wait_to_read(bell, consumer)
+        finally:
+            with self._lock:
+                self.flow.hurry -= 1
+        if self.count < items:
+            self._raise()
+        return self.count
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error.with_traceback(self._traceback)
+
+    @property
+    def count(self) -> int:
+        """How many items were made so far."""
+        return self._before[-1] + len(self._tail)
+
+    def item(self, index: int) -> Any:
+        """One item; it must have been made."""
+        number = bisect_right(self._before, index) - 1
+        chunk = self._chunks.get(number)
+        if chunk is None or self._stopped:
+            return next(itertools.islice(self.replay(), index, None))
+        return chunk[index - self._before[number]]
+
+    def everything(self) -> list[Any] | None:
+        """All items, if they are made and kept."""
+        with self._lock:
+            if not self.flow.over or self.flow.first or self._stopped:
+                return None
+            return [item for number in sorted(self._chunks) for item in self._chunks[number]]
+
+    # ---- who comes and goes
+
+    def expect(self, tasks: tuple[int, ...]) -> None:
+        """These tasks will read from the start."""
+        with self._lock:
+            self.flow.expected.update(tasks)
+
+    def expect_no_more(self, tasks: tuple[int, ...]) -> None:
+        """These tasks will not come after all."""
+        with self._lock:
+            self.flow.expected.difference_update(tasks)
+        self._note_change()
+
+    def abandon(self, consumer: int) -> None:
+        """The task has failed: whatever still refers to its readers does not read."""
+        for reader, (task, _) in list(self.readers.items()):
+            if task == consumer:
+                self._note(reader)
+
+    def handle_made(self) -> None:
+        with self._lock:
+            self.flow.handles += 1
+
+    def handle_gone(self) -> None:
+        """Safe in destructors, as is :meth:`reader_gone`."""
+        self._note(_HANDLE)
+
+    def reader_gone(self, reader: int) -> None:
+        self._note(reader)
+
+    def _note(self, who: int) -> None:
+        self._gone.append(who)
+        self._note_change()
+
+    def _note_change(self) -> None:
+        if self._out_of_credit:
+            self._bell.put(None)
+
+    def _settle(self) -> list[Any]:
+        """Takes in who has left; returns what nobody needs any more, to be let go of outside of the lock."""
+        dropped: list[Any] = []
+        while self._gone:
+            who = self._gone.popleft()
+            if who == _HANDLE:
+                self.flow.handles -= 1
+            elif who >= 0:
+                self.readers.pop(who, None)
+                dropped += self._drop(self.flow.left(who))
+        return dropped
+
+    def _drop(self, chunks: range) -> list[Any]:
+        return [self._chunks.pop(number, None) for number in chunks]
+
+    @classmethod
+    def of_items(cls, name: str, items: list[Any], error: BaseException | None) -> Source:
+        """A stream that has ended."""
+        source = cls(name, 1)
+        source._tail.extend(items)
+        source.error = error
+        source.flow.ended()
+        return source
+
+
+class Claim:
+    """A place in a stream, given up when this object is gone."""
+
+    __slots__ = ("_source", "reader")
+
+    def __init__(self, source: Source, reader: int) -> None:
+        self._source = source
+        self.reader = reader
+
+    def __del__(self) -> None:
+        self._source.reader_gone(self.reader)
+
+
+def _of_user(error: BaseException | None) -> TracebackType | None:
+    """Where it was raised, without the frames of this module."""
+    frame = None if error is None else error.__traceback__
+    while frame is not None and frame.tb_frame.f_globals.get("__name__") == __name__:
+        frame = frame.tb_next
+    return frame
+
+
+def weigh(item: Any) -> int:
+    """About how many bytes an item takes; at least 1."""
+    size = estimate_size(item)
+    if size >= 0:
+        return size or 1
+    try:
+        return sys.getsizeof(item) + len(item) * _ITEM_BYTES
+    except Exception:  # it has no length, or one that fails
+        return _UNKNOWN_BYTES

@@ -1,0 +1,182 @@
+"""Generators in dask graphs: pipelined on Headrace, and with the same results everywhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dask
+import dask.bag as db
+import pytest
+from dask import delayed
+
+import headrace
+import headrace_dask
+
+pytestmark = pytest.mark.shares_runtime
+
+TIMEOUT_S = 60.0
+SCHEDULERS = ["sync", "threads", "headrace"]
+
+
+def numbers(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+def squares(items: Iterable[int]) -> Iterator[int]:
+    for item in items:
+        yield item * item
+
+
+def below(items: Iterable[int], most: int) -> Iterator[int]:
+    for item in items:
+        if item >= most:
+            return
+        yield item
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_three_stages(scheduler: str) -> None:
+    total = delayed(sum)(delayed(squares)(delayed(numbers)(1000)))
+    for _ in range(3):
+        assert total.compute(scheduler=scheduler) == sum(i * i for i in range(1000))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_generator_as_a_result(scheduler: str) -> None:
+    with dask.config.set(scheduler=scheduler):
+        result = delayed(squares)(delayed(numbers)(5)).compute()
+        assert isinstance(result, Iterator)
+        assert next(result) == 0
+        assert list(result) == [1, 4, 9, 16]
+
+
+def test_three_stages_in_every_lane(lane: str) -> None:
+    stage = delayed(numbers)(1000)
+    few, total = dask.compute(delayed(below)(delayed(squares)(stage), 100), delayed(sum)(stage))
+    assert (list(few), total) == ([i * i for i in range(10)], 499_500)
+
+
+def test_a_consumer_starts_before_its_producer_ends() -> None:
+    go_on = threading.Event()
+
+    def produce() -> Iterator[int]:
+        yield 1
+        assert go_on.wait(TIMEOUT_S)
+        yield 2
+
+    def consume(items: Iterable[int]) -> list[int]:
+        found = []
+        for item in items:
+            found.append(item)
+            go_on.set()
+        return found
+
+    with dask.config.set({"headrace.lane": "threads"}):
+        assert delayed(consume)(delayed(produce)()).compute(scheduler="headrace") == [1, 2]
+
+
+def test_a_result_yields_while_the_graph_runs() -> None:
+    go_on = threading.Event()
+
+    def produce() -> Iterator[int]:
+        yield 1
+        assert go_on.wait(TIMEOUT_S)
+        yield 2
+
+    result = delayed(produce)().compute(scheduler="headrace")
+    assert next(result) == 1
+    go_on.set()
+    assert list(result) == [2]
+
+
+def test_a_stream_that_is_persisted(lane: str) -> None:
+    (kept,) = dask.persist(delayed(squares)(delayed(numbers)(4)))
+    assert delayed(sum)(kept).compute() == 14
+    assert list(kept.compute()) == [0, 1, 4, 9]
+    assert delayed(list)(kept).compute(scheduler="sync") == [0, 1, 4, 9]
+
+
+BAGS = {
+    "as it is": lambda bag: bag,
+    "map": lambda bag: bag.map(lambda x: x + 1),
+    "map and filter": lambda bag: bag.map(lambda x: x + 1).filter(lambda x: x % 2),
+    "fold": lambda bag: bag.map(lambda x: x * x).fold(lambda a, b: a + b),
+    "sum": lambda bag: bag.sum().apply(str),
+    "map_partitions": lambda bag: bag.map_partitions(squares).map(lambda x: -x),
+    "generators of generators": lambda bag: bag.map_partitions(lambda part: (range(x) for x in part)).flatten(),
+    "groups": lambda bag: bag.foldby(lambda x: x % 3, lambda total, x: total + x, 0),
+    "accumulate": lambda bag: bag.accumulate(lambda a, b: a + b),
+    "take": lambda bag: bag.take(3, npartitions=-1, compute=False),
+}
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_bags_whose_partitions_are_generators(name: str, lane: str) -> None:
+    collection = BAGS[name](db.from_delayed([delayed(numbers)(n) for n in (5, 0, 7)]))
+    result = collection.compute()
+    assert type(result) is not headrace.Stream
+    assert result == collection.compute(scheduler="sync")
+
+
+def test_a_stream_that_two_bags_read(lane: str) -> None:
+    part = delayed(numbers)(10)
+    one, other = db.from_delayed([part]).map(lambda x: x + 1), db.from_delayed([part]).filter(lambda x: x > 7)
+    assert dask.compute(one, other, delayed(sum)(part)) == (list(range(1, 11)), [8, 9], 45)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_partitions_as_they_get_ready(lane: str, ordered: bool) -> None:
+    bag = db.from_sequence(range(20), npartitions=5).map(lambda x: x * x)
+    parts = list(headrace_dask.stream(bag, ordered=ordered))
+    expected = [[x * x for x in range(4 * p, 4 * p + 4)] for p in range(5)]
+    assert parts == expected if ordered else sorted(parts) == expected
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_partition_is_yielded_before_the_others_are_ready(ordered: bool) -> None:
+    go_on = threading.Event()
+
+    def work(number: int) -> int:
+        assert number == 0 or go_on.wait(TIMEOUT_S)
+        return number
+
+    bag = db.from_delayed([delayed(lambda n: [work(n)])(number) for number in range(3)])
+    parts = headrace_dask.stream(bag, ordered=ordered, lane="threads")
+    assert next(parts) == [0]
+    go_on.set()
+    assert sorted(parts) == [[1], [2]]
+
+
+def test_other_collections_and_failures() -> None:
+    array = pytest.importorskip("dask.array").arange(6, chunks=2)
+    assert [block.tolist() for block in headrace_dask.stream(array + 1, ordered=True)] == [[1, 2], [3, 4], [5, 6]]
+    assert list(headrace_dask.stream(delayed(sum)([1, 2]))) == [3]
+
+    def fail(x: int) -> int:
+        return 1 // x
+
+    parts = headrace_dask.stream(db.from_sequence([1, 0], npartitions=2).map(fail), ordered=True)
+    with pytest.raises(ZeroDivisionError):
+        list(parts)
+
+
+def test_closing_stops_at_the_next_partition() -> None:
+    ran: list[int] = []
+    step = threading.Semaphore(1)
+
+    def work(number: int) -> Any:
+        assert step.acquire(timeout=TIMEOUT_S)
+        ran.append(number)
+        return [number]
+
+    bag = db.from_delayed([delayed(work)(number) for number in range(50)])
+    parts = headrace_dask.stream(bag, lane="inline")
+    assert next(parts) == [0]
+    parts.close()
+    step.release()
+    thread = next((t for t in threading.enumerate() if t.name == "headrace-dask-stream"), None)
+    if thread is not None:
+        thread.join(TIMEOUT_S)
+    assert len(ran) == 2
