@@ -181,7 +181,12 @@ class Compiler:
     def _is_bulky(self, arg: Any) -> bool:
         if id(arg) in self._bulky:
             return True
-        size = getattr(arg, "nbytes", 0) if type(arg).__module__ != "builtins" else 0
+        if type(arg).__module__ == "builtins":
+            return False
+        try:
+            size = getattr(arg, "nbytes", 0)
+        except Exception:  # a property of the user's, which dask would not have looked at
+            return False
         return type(size) is int and size >= BULKY_BYTES
 
 

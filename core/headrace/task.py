@@ -59,13 +59,37 @@ def _fill(obj: Any, values: list[Any]) -> Any:
 
 
 def map_nested(obj: Any, replace: Callable[[Any], Any]) -> Any:
-    """Rebuilds nested lists, tuples and dicts with ``replace`` applied to the rest; shares what did not change."""
+    """Rebuilds nested lists, tuples and dicts with ``replace`` applied to the rest; shares what did not change.
+
+    What has nothing to replace in it may contain itself, or be nested as deeply as it likes.
+    """
+    return _map_nested(obj, replace) if _has_to_change(obj, replace) else obj
+
+
+def _has_to_change(obj: Any, replace: Callable[[Any], Any]) -> bool:
+    seen: set[int] = set()
+    stack = [obj]
+    while stack:
+        item = stack.pop()
+        kind = type(item)
+        if kind is list or kind is tuple or kind is dict:
+            if id(item) not in seen:
+                seen.add(id(item))
+                stack.extend(item)
+                if kind is dict:
+                    stack.extend(item.values())
+        elif replace(item) is not item:
+            return True
+    return False
+
+
+def _map_nested(obj: Any, replace: Callable[[Any], Any]) -> Any:
     kind = type(obj)
     if kind is list or kind is tuple:
-        items = [map_nested(item, replace) for item in obj]
+        items = [_map_nested(item, replace) for item in obj]
         return obj if all(a is b for a, b in zip(items, obj, strict=True)) else kind(items)
     if kind is dict:
-        pairs = [(map_nested(key, replace), map_nested(value, replace)) for key, value in obj.items()]
+        pairs = [(_map_nested(key, replace), _map_nested(value, replace)) for key, value in obj.items()]
         same = all(k is a and v is b for (k, v), (a, b) in zip(pairs, obj.items(), strict=True))
         return obj if same else dict(pairs)
     return replace(obj)

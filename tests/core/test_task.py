@@ -111,3 +111,13 @@ def test_map_nested_shares_what_it_does_not_change(obj: Any) -> None:
     assert map_nested(obj, lambda leaf: leaf) is obj
     values = [f"value {i}" for i in range(5)]
     assert map_nested(obj, lambda leaf: plug(leaf, values)) == plug(obj, values)
+
+
+def test_map_nested_takes_what_contains_itself_or_is_nested_deeply() -> None:
+    itself: list[Any] = []
+    itself.append({"again": itself})
+    deep: Any = 0
+    for _ in range(100_000):
+        deep = [deep, deep]
+    for obj in (itself, deep):
+        assert map_nested(obj, lambda leaf: leaf) is obj

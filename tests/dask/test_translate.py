@@ -353,3 +353,15 @@ def random_graphs(draw: st.DrawFn) -> dict[Any, Any]:
 def test_random_graphs(run_graph: Run, dsk: dict[Any, Any]) -> None:
     keys = list(dsk)
     assert tuple(run_graph(translate(dsk, keys))) == get_sync(dsk, keys)
+
+
+class Moody:
+    @property
+    def nbytes(self) -> int:
+        raise RuntimeError("not now")
+
+
+def test_argument_whose_size_cannot_be_asked_for() -> None:
+    moody = Moody()
+    graph = translate({"a": (type, moody), "b": Task("b", type, moody)}, ["a", "b"])
+    assert [call and call[1] for call in graph.calls] == [(moody,), (moody,)]

@@ -47,17 +47,22 @@ def test_a_user_s_exception_arrives_as_itself_with_the_remote_traceback(hosted: 
 
 
 @pytest.mark.parametrize(
-    ("fn", "name", "message"),
-    [(t.fail_unpicklable, "LockedError", "holds a lock"), (t.fail_unloadable, "UnloadableError", "wants a code")],
+    ("fn", "kind", "message", "reason"),
+    [
+        (t.fail_unpicklable, t.LockedError, "holds a lock", "cannot pickle"),
+        (t.fail_unloadable, t.UnloadableError, "wants a code", "missing 1 required positional argument"),
+    ],
 )
-def test_an_exception_that_cannot_travel_arrives_as_a_readable_substitute(
-    hosted: Any, fn: Any, name: str, message: str
+def test_an_exception_that_cannot_travel_is_made_anew(
+    hosted: Any, fn: Any, kind: type, message: str, reason: str
 ) -> None:
     with hosted() as (host, lane):
         host.add(0, fn)
         run_all(host, lane, 0)
-        assert f"headrace.testing.{name}: {message}" in str(host.errors[0])
+        assert type(host.errors[0]) is kind
+        assert host.errors[0].args == (message,)
         assert f"in {fn.__name__}" in str(host.errors[0].__cause__)
+        assert reason in str(host.errors[0].__cause__)
 
 
 class HardKeyError(KeyError):
@@ -79,22 +84,48 @@ class MuteError(Exception):
         return len, ([],)
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "said"),
-    [
-        (HardKeyError(1, 2), KeyError, "HardKeyError"),
-        (HardUnicodeError("utf-8", b"x", 0, 1, "why"), ValueError, "HardUnicodeError"),
-        (MuteError(), Exception, "became a int when unpickled"),
-    ],
-)
-def test_substitutes_are_caught_by_the_same_except_clause(error: Exception, kind: type, said: str) -> None:
+class HardOSError(OSError):
+    def __init__(self, path: str, code: int) -> None:
+        super().__init__(code, "no", path)
+
+
+def revived(error: BaseException) -> BaseException:
+    """What comes of it on its way from a worker."""
     try:
         raise error
-    except Exception as caught:
-        revived = revive_failure(describe_failure(caught))
-    assert isinstance(revived, kind)
-    assert said in str(revived)
-    assert isinstance(revived.__cause__, RemoteTraceback)
+    except BaseException as caught:
+        return revive_failure(describe_failure(caught))
+
+
+@pytest.mark.parametrize(
+    ("error", "attributes"),
+    [
+        (HardKeyError(1, 2), {"args": (1,), "b": 2}),
+        (HardUnicodeError("utf-8", b"x", 0, 1, "why"), {"object": b"x", "end": 1, "reason": "why"}),
+        (HardOSError("there", 2), {"errno": 2}),
+        (MuteError("a", len), {"args": ("a", len)}),
+        (HardKeyError(threading.main_thread, 2), {"b": 2}),
+    ],
+)
+def test_an_exception_made_anew_has_all_that_can_travel(error: Exception, attributes: dict[str, Any]) -> None:
+    found = revived(error)
+    assert type(found) is type(error)
+    assert {name: getattr(found, name) for name in attributes} == attributes
+    assert isinstance(found.__cause__, RemoteTraceback)
+
+
+class TwofoldError(ValueError, OSError):
+    """Its memory is laid out as that of an OSError, which the first of its bases cannot make."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a)
+
+
+def test_a_substitute_is_caught_by_the_same_except_clause() -> None:
+    found = revived(TwofoldError(1, 2))
+    assert isinstance(found, ValueError)
+    assert "TwofoldError" in str(found)
+    assert isinstance(found.__cause__, RemoteTraceback)
 
 
 def test_causes_and_notes_are_in_the_text(hosted: Any) -> None:

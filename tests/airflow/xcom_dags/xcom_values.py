@@ -187,8 +187,13 @@ def xcom_bad():
     def pushes_a_generator() -> None:
         get_current_context()["ti"].xcom_push("numbers", (n for n in range(3)))
 
+    @task
+    def larger_than_memory_and_disk() -> Any:
+        return np.empty(1 << 33, dtype=np.uint8)  # as long as nobody touches it, it takes no room
+
     unpicklable()
     pushes_a_generator()
+    larger_than_memory_and_disk()
 
 
 for factory in (

@@ -4,7 +4,8 @@ A *failure* is a plain tuple, safe to marshal: the pickled exception (``None`` i
 its text, the names of its built-in base classes (nearest first), the traceback as text, why it was not pickled.
 
 The worker unpickles what it has pickled before it sends it: an exception whose unpickling crashes shall take down the
-worker, not the owner.
+worker, not the owner. One whose constructor wants more than its ``args``, or that holds what cannot be pickled, is made
+anew without its constructor, so that the caller's ``except`` clauses fit.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import builtins
 from typing import Any, TypeAlias
 
 from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
-from headrace.lanes.processes.parcels import open_whole
+from headrace.lanes.processes.parcels import open_whole, whole
 from headrace.store.pickling import pack
 
-Failure: TypeAlias = tuple["tuple[bytes, list[bytes]] | None", str, str, list[str], str, str]
+_Pickled: TypeAlias = tuple[bytes, list[bytes]]
+Failure: TypeAlias = tuple["_Pickled | None", str, str, list[str], str, str]
 
 
 def describe_failure(error: BaseException, skip_frames: int = 0) -> Failure:
@@ -31,14 +33,53 @@ def describe_failure(error: BaseException, skip_frames: int = 0) -> Failure:
     name = module + kind.__qualname__
     bases = [base.__name__ for base in kind.__mro__ if base.__module__ == "builtins" and base is not object]
     text = format_traceback(error, skip_frames)
-    pickled, reason = None, ""
+    pickled, reason = _pickle(error)
+    if pickled is None:
+        pickled, _ = _pickle(_Anew(error))
+        if pickled is not None:
+            text += f"(The exception itself could not be brought here: {reason}. It was made anew from what could.)\n"
+    return pickled, name, _text(error), bases, text, reason
+
+
+def _pickle(error: BaseException | _Anew) -> tuple[_Pickled | None, str]:
+    """What unpickles to the exception; or why there is no such thing."""
     try:
         packed = pack(error, "exception")
         pickled = (packed.data, [bytes(buffer) for buffer in packed.buffers])
         _load(pickled)
+        return pickled, ""
     except BaseException as problem:  # the exception's own __reduce__ or __init__, which may do anything
-        pickled, reason = None, _say(problem)
-    return pickled, name, _text(error), bases, text, reason
+        return None, _say(problem)
+
+
+class _Anew:
+    """Becomes, when it is unpickled, an exception with the class, the args and the attributes of another one, as far
+    as these can travel."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        error = self._error
+        args = tuple([arg if _travels(arg) else _text(arg) for arg in error.args])
+        return _make_anew, (type(error), args, {name: v for name, v in vars(error).items() if _travels(v)})
+
+
+def _make_anew(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    # Only the constructor of the built-in base class is known to take args; some keep them elsewhere as well.
+    base: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    error: BaseException = base.__new__(kind, *args)
+    base.__init__(error, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+def _travels(value: Any) -> bool:
+    try:
+        open_whole(whole(pack(value)))
+    except BaseException:  # __reduce__ of the value may do anything
+        return False
+    return True
 
 
 def revive_failure(failure: Failure) -> BaseException:
@@ -95,7 +136,7 @@ def format_traceback(error: BaseException, skip_frames: int = 0) -> str:
         return f"{type(error).__name__} (its traceback could not be formatted: {_say(problem)})\n"
 
 
-def _load(pickled: tuple[bytes, list[bytes]]) -> BaseException:
+def _load(pickled: _Pickled) -> BaseException:
     error = open_whole(pickled)
     if not isinstance(error, BaseException):
         raise TypeError(f"it became a {type(error).__name__} when unpickled")
@@ -115,9 +156,9 @@ def _substitute(bases: list[str], message: str) -> BaseException:
     return RuntimeError(message)
 
 
-def _text(error: BaseException) -> str:
+def _text(obj: object) -> str:
     try:
-        return str(error)
+        return str(obj)
     except BaseException:
         return "<its text cannot be made>"
 
