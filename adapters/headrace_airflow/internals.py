@@ -20,6 +20,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from headrace_airflow.gate import Gate
+
 if TYPE_CHECKING:
     from headrace_airflow.wire import Channel, Message
 
@@ -64,6 +66,10 @@ _FOR_ALL: Final = (
 """What supervisors and tasks import: once, for all of them."""
 
 
+_REQUESTS_AT_ONCE: Final = 8
+"""Half of what an API server with default settings can serve at once; the other half is for everybody else."""
+
+
 def prepare_origin() -> None:
     """Imports what supervisors and tasks need, makes what they share, and mends what stock supervisors do badly."""
     for name in _FOR_ALL:
@@ -80,10 +86,24 @@ def prepare_origin() -> None:
     make_context = getattr(client.Client, "_get_ssl_context_cached", None)
     if make_context is not None:  # 20 ms of reading certificates
         make_context(client.API_SSL_CA_FILE_PATH, client.API_SSL_CERT_PATH)
+    _take_turns(client.Client)
     if hasattr(supervisor, "make_buffered_socket_reader"):
         supervisor.make_buffered_socket_reader = streams.line_reader
     workload_adapter()
     _share_adapters()
+
+
+def _take_turns(kind: Any) -> None:
+    """Has few requests of this node's supervisors be under way at once, however many tasks run."""
+    gate = Gate(_REQUESTS_AT_ONCE)
+    stock = kind.send
+
+    @functools.wraps(stock)
+    def send(*args: Any, **kwargs: Any) -> Any:
+        with gate.entered():
+            return stock(*args, **kwargs)
+
+    kind.send = send
 
 
 class _Adapters:

@@ -1,0 +1,62 @@
+"""The gate: never more inside than there may be, and whoever is killed inside makes room."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+from headrace.testing import wait_until
+from headrace_airflow.gate import Gate
+
+
+def fork(does: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            does()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_no_more_are_inside_than_may_be(tmp_path: Path) -> None:
+    gate = Gate(3)
+    log = os.open(tmp_path / "log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
+
+    def goes_in_and_out() -> None:
+        for _ in range(5):
+            with gate.entered():
+                os.write(log, b"+")
+                time.sleep(0.001)  # time for others to come in
+                os.write(log, b"-")
+
+    for pid in [fork(goes_in_and_out) for _ in range(8)]:
+        os.waitpid(pid, 0)
+    moves = [1 if move == "+" else -1 for move in (tmp_path / "log").read_text()]
+    assert len(moves) == 2 * 8 * 5
+    assert 1 < max(accumulate(moves)) <= 3
+    os.close(log)
+    os.close(gate._fd)
+
+
+def test_who_is_killed_inside_makes_room(tmp_path: Path) -> None:
+    gate = Gate(1)
+    inside = tmp_path / "inside"
+
+    def stays() -> None:
+        with gate.entered():
+            inside.touch()
+            signal.pause()
+
+    pid = fork(stays)
+    wait_until(inside.exists, timeout_s=30)
+    waiting = fork(lambda: gate.entered().__enter__())
+    assert os.waitpid(waiting, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert os.waitpid(waiting, 0) == (waiting, 0)
+    os.close(gate._fd)
