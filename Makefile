@@ -2,7 +2,7 @@
 #
 #   make demo          real graphs and DAGs over real data, on stock schedulers and on Headrace: under six minutes
 #   make test          the tests, on the newest dependencies; those that start an Airflow are in make test-airflow
-#   make test-airflow  the tests on a real Airflow, with SQLite and PostgreSQL: about a quarter of an hour
+#   make test-airflow  the tests on a real Airflow, with SQLite and PostgreSQL: six to ten minutes
 #   make test-oldest   the tests of what depends on others' versions, on the oldest of the declared ranges (.venv-oldest)
 #   make check         formatting, lint, types, import contracts
 #   make compat        other people's test suites on stock schedulers and on Headrace
@@ -21,8 +21,8 @@ VENV_OLDEST ?= .venv-oldest
 TEST_ARGS ?=
 OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
 AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
-	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py page_airflow.py real_airflow.py \
-	xcom_airflow.py)
+	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py executor_trouble.py \
+	executor_workloads.py page_airflow.py real_airflow.py xcom_airflow.py)
 COMPAT_ARGS ?=
 BENCH_ARGS ?=
 

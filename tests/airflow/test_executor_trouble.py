@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from headrace.testing import wait_until
 from headrace_airflow import client, places
-from headrace_airflow.bench.processes import command_line
+from headrace_airflow.bench.client import DagRun
 
 pytestmark = pytest.mark.shares_runtime
 
@@ -67,25 +68,34 @@ def triggered(airflow: Any) -> Iterator[dict[str, Any]]:
         (airflow.home.dags / f"{name}.py").unlink()
 
 
-class TestTasks:
-    @pytest.fixture(scope="class")
-    def run(self, airflow: Any, triggered: dict[str, Any]) -> Any:
-        return airflow.wait(triggered["misbehaves"])
+@pytest.fixture(scope="module")
+def misbehaved(airflow: Any, triggered: dict[str, Any]) -> Any:
+    return airflow.wait(triggered["misbehaves"])
 
-    def test_that_is_all(self, airflow: Any, run: Any) -> None:
-        assert {task.name: task.state for task in airflow.tasks(run)} == {
+
+def group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:  # it has just ended
+        return 0
+
+
+class TestTasks:
+    def test_that_is_all(self, airflow: Any, misbehaved: Any) -> None:
+        assert {task.name: task.state for task in airflow.tasks(misbehaved)} == {
             name: state for name, (state, _) in OUTCOMES.items()
         }
 
     @pytest.mark.parametrize("name", OUTCOMES)
-    def test_say_what_became_of_them(self, airflow: Any, run: Any, name: str) -> None:
-        log = airflow.log(run, name)
+    def test_say_what_became_of_them(self, airflow: Any, misbehaved: Any, name: str) -> None:
+        log = airflow.log(misbehaved, name)
         assert re.search(OUTCOMES[name][1], log, re.DOTALL), log[-3000:]
 
-    def test_leave_nothing_behind(self, airflow: Any, run: Any) -> None:
+    def test_leave_nothing_behind(self, airflow: Any, misbehaved: Any) -> None:
+        groups = {task.pid for task in airflow.tasks(misbehaved)}
+
         def left() -> list[int]:
-            zygotes = [pid for pid in airflow.family.pids() if "zygote: misbehaves.py" in command_line(pid)]
-            return [child.pid for zygote in zygotes for child in psutil.Process(zygote).children(recursive=True)]
+            return [pid for pid in airflow.family.pids() if group_of(pid) in groups]
 
         wait_until(lambda: not left(), timeout_s=30)
 
@@ -124,12 +134,11 @@ def test_a_full_disk_fails_the_task_and_no_other(airflow: Any) -> None:
     log = airflow.home.folder / "logs" / path
     log.parent.mkdir(parents=True)
     log.symlink_to("/dev/full")
+    beside = airflow.trigger("arithmetic")
     body = {"dag_run_id": run_id, "logical_date": None}
-    airflow.trigger("arithmetic")
-    airflow.api.request("POST", "/dags/arithmetic/dagRuns", json=body)
-    run = type(airflow.trigger("arithmetic")).of(airflow.api.get(f"/dags/arithmetic/dagRuns/{run_id}"))
+    run = DagRun.of(airflow.api.request("POST", "/dags/arithmetic/dagRuns", json=body).json())
     assert airflow.wait(run).state == "failed"
-    assert airflow.run("arithmetic").state == "success"
+    assert airflow.wait(beside).state == "success"
 
 
 TOKEN = """
@@ -146,7 +155,7 @@ class TestSubmitted:
 
     @pytest.fixture
     def daemon(self, airflow: Any) -> Iterator[Any]:
-        base = str(airflow.home.temporary / f"headrace-{psutil.Process().uids().real}")
+        base = str(airflow.home.temporary / f"headrace-{os.getuid()}")
         place = places.folder(str(airflow.home.folder), airflow.database_url, None, base)
         channel = client.connect(place, "test")
         assert channel is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,8 @@ import httpx
 
 FINISHED = frozenset({"success", "failed"})
 """States that a DAG run does not leave by itself."""
+BUSY_LIMIT_S = 30.0
+"""How long a database may be too busy to answer."""
 PAGE = 100
 """Airflow's ``[api] maximum_page_limit``, as it comes."""
 
@@ -104,18 +107,30 @@ class ApiClient:
     def request(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **arguments: Any
     ) -> httpx.Response:
-        """One request below ``/api/v2``; arguments are httpx's. Gets a token when it has none or a stale one."""
-        for attempt in (1, 2):
-            if not self._token:
-                self._token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
-            ours = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
-            reply = self._http.request(method, f"/api/v2{path}", headers={**ours, **(headers or {})}, **arguments)
-            if reply.status_code != httpx.codes.UNAUTHORIZED or attempt == 2:
+        """One request below ``/api/v2``; arguments are httpx's. Gets a token when it has none or a stale one.
+
+        Where the database was busy for too long it asks again: SQLite lets one write at a time; others wait for 5 s.
+        """
+        deadline = time.monotonic() + BUSY_LIMIT_S
+        while True:
+            reply = self._request(method, path, headers or {}, arguments)
+            if reply.status_code == httpx.codes.UNAUTHORIZED:
+                self._token = ""
+                reply = self._request(method, path, headers or {}, arguments)
+            is_busy = reply.status_code == httpx.codes.INTERNAL_SERVER_ERROR and "Database error" in reply.text
+            if not is_busy or time.monotonic() > deadline:
                 break
-            self._token = ""
         if reply.is_error:
             raise ApiError(f"{method} {path}: {reply.status_code} {reply.text[:2000]}")
         return reply
+
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str], arguments: Mapping[str, Any]
+    ) -> httpx.Response:
+        if not self._token:
+            self._token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
+        ours = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        return self._http.request(method, f"/api/v2{path}", headers={**ours, **headers}, **arguments)
 
     def get(self, path: str, **parameters: Any) -> Any:
         return self.request("GET", path, params=parameters).json()
