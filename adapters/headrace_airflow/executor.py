@@ -44,7 +44,7 @@ _GATHER_LOOPS = 2.0
 _CONGESTED_S = 5.0
 """A daemon that has not started a task after so long is busy with others."""
 _DRAIN_LOG_S = 30.0
-_STOCK_RETRIES = 5
+_STOCK_RETRIES, _STOCK_LONGEST_S = 5, 90.0
 _PATIENCE = {
     "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "40",
     "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "4",
@@ -399,7 +399,9 @@ def _environment() -> dict[str, str]:
     for longer, too, so that a task may notice only minutes later that the server is back.
     """
     retries = conf.getint("workers", "execution_api_retries", fallback=_STOCK_RETRIES)
-    return {**(_PATIENCE if retries == _STOCK_RETRIES else {}), **os.environ}
+    longest_s = conf.getfloat("workers", "execution_api_retry_wait_max", fallback=_STOCK_LONGEST_S)
+    as_it_comes = (retries, longest_s) == (_STOCK_RETRIES, _STOCK_LONGEST_S)
+    return {**(_PATIENCE if as_it_comes else {}), **os.environ}
 
 
 def _section(configuration: Any) -> dict[str, Any]:

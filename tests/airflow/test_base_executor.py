@@ -21,6 +21,7 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from headrace_airflow import HeadraceExecutor, wire
+from headrace_airflow.executor import _environment
 
 OURS = {"log_file", "place", "settings"}
 """The public names that Airflow's executors do not have."""
@@ -232,3 +233,21 @@ class TestWithoutADaemon:
     def test_ends(self, executor: HeadraceExecutor) -> None:
         executor.end()
         executor.terminate()
+
+
+class TestPatience:
+    """With an API server that is away, unless somebody has said how much of it."""
+
+    NAMES = ("AIRFLOW__WORKERS__EXECUTION_API_RETRIES", "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX")
+
+    def told(self) -> list[str | None]:
+        found = _environment()
+        return [found.get(name) for name in self.NAMES]
+
+    def test_is_more_than_stock(self) -> None:
+        assert self.told() == ["40", "4"]
+
+    @pytest.mark.parametrize(("name", "value"), [(NAMES[0], "3"), (NAMES[1], "7")])
+    def test_is_as_it_was_asked_for(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+        assert self.told() == [value if known == name else None for known in self.NAMES]

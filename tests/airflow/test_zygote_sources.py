@@ -119,3 +119,14 @@ def test_no_file_has_the_signature_of_another(tmp_path: Path) -> None:
     assert signature(str(tmp_path / "a")) == signature(str(tmp_path / "a"))
     assert signature(str(tmp_path / "b")) == []
     assert signature("\0") == []
+
+
+def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    module = tmp_path / "future.py"
+    source = "import os\nos.utime(sys.argv[1] + '/future.py', (9e9, 9e9))\nimport future"
+    module.write_text("")
+    sources, _ = watch(tmp_path, source)
+    assert "future.py" in names(tmp_path, sources)
+    assert changed(sources) is None
+    module.write_text("VALUE = 1")
+    assert changed(sources) == str(module)
