@@ -70,7 +70,8 @@ def test_what_raises_fails_the_task_and_not_the_worker(hosted: Any, tmp_path: Pa
             assert isinstance(host.errors[1], UnpicklableError)
             assert "crashed on purpose" in str(host.errors[1].__cause__)
         else:
-            assert host.next(TaskRaised) == TaskRaised(1, 1)
+            kind = TaskUnpicklable if stage == "unpickle argument" else TaskRaised
+            assert host.next(kind) == kind(1, 1)
             assert type(host.errors[1]) is (SystemExit if how == "exit" else t.TaskError)
         assert not host.of(WorkerDied)
 
@@ -82,7 +83,7 @@ def test_what_raises_when_the_owner_unpickles_a_result_fails_the_task(hosted: An
         host.add(2, t.inc, 2)
         run(host, lane, 1, 1, 2)
         host.ran(2)
-        assert host.next(TaskRaised) == TaskRaised(1, 1)
+        assert host.next(TaskUnpicklable) == TaskUnpicklable(1, 1)
         assert type(host.errors[1]) is (SystemExit if how == "exit" else t.TaskError)
 
 

@@ -146,6 +146,15 @@ def test_dropped_futures_free_their_values(rt: Runtime) -> None:
     assert len(rt._jobs.futures.values) <= 3
 
 
+def test_a_future_that_is_done_does_not_hold_its_arguments(rt: Runtime) -> None:
+    value = testing.make_array(1 << 10)
+    gone = weakref.ref(value)
+    future = rt.submit(len, value)
+    del value
+    assert future.result() == 1 << 7
+    testing.wait_until(lambda: gone() is None)
+
+
 def test_values_of_dropped_futures_go_without_a_further_event(rt: Runtime) -> None:
     futures = [rt.submit(testing.make_array, 1 << 20) for _ in range(3)]
     values = [future.result() for future in futures]

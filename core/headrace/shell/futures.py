@@ -197,6 +197,7 @@ class Futures:
                     _resolve(future.set_exception, error)
                 else:
                     _resolve(future.set_result, value)
+                job.calls.pop(command.task, None)  # who holds the future should not hold its arguments
 
             after.append(resolve)
 

@@ -84,10 +84,10 @@ class Receiver:
         if spans:
             self._host.post(WorkerRan(peer.number, spans, arrived))
         if failed:
-            # The value is at the worker, but nobody can read it.
+            # The value is at the worker, but nobody can read it. As when it cannot be pickled, it may be made here.
             peer.outbox.append((wire.DROP, failed))
             for task in failed:
-                self._host.post(TaskRaised(task, peer.number))
+                self._host.post(TaskUnpicklable(task, peer.number))
 
     def _hello(self, peer: Peer) -> None:
         peer.started = True
@@ -97,10 +97,10 @@ class Receiver:
     def _leaving(self, peer: Peer) -> None:
         peer.kill_at_s = time.monotonic() + LEAVE_WITHIN_S
 
-    def _failed(self, peer: Peer, task: int, failure: Any) -> None:
+    def _failed(self, peer: Peer, task: int, failure: Any, began: bool) -> None:
         peer.at.pop(task, None)
         self._host.fail(task, revive_failure(failure))
-        self._host.post(TaskRaised(task, peer.number))
+        self._host.post(TaskRaised(task, peer.number) if began else TaskUnpicklable(task, peer.number))
 
     def _unpicklable(self, peer: Peer, task: int, message: str, trace: str, must_stay: bool) -> None:
         peer.at.pop(task, None)

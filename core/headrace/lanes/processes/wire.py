@@ -54,7 +54,7 @@ FOLLOW: Final = 14  # (states): what of the owner's companions has changed, see 
 # Worker to owner.
 HELLO: Final = 32  # ()
 RAN: Final = 33  # (span, how, value): see NOTHING, PLAIN, PARCELLED
-FAILED: Final = 34  # (task, failure): see failures.py
+FAILED: Final = 34  # (task, failure, began?): see failures.py; one that did not begin could not be opened
 UNPICKLABLE: Final = 35  # (task, message, traceback, must stay?)
 PUBLISHED: Final = 36  # (task, parcel, does the worker read it from there itself?)
 REVOKED: Final = 37  # (tasks)

@@ -176,6 +176,7 @@ class Worker:
         came_s = start_s = clock()
         self._meter.begin(came_s)
         kwargs = None
+        began = False
         try:
             fn = self._functions[number]
             if type(fn) is Unopened:
@@ -186,6 +187,7 @@ class Worker:
             if holes:
                 args = self._fill(args, holes, base)
                 start_s = clock()
+            began = True
             value = fn(*args, **kwargs) if kwargs else fn(*args)
             if type(value) in PRODUCERS:
                 value = whole_stream(value)
@@ -197,7 +199,7 @@ class Worker:
         except BaseException as error:
             if self._forked:
                 self._end_child(error)
-            self._fail(task, error)
+            self._fail(task, error, began)
             return
         end_s = clock()
         cpu_s, width = self._meter.end(start_s, end_s)
@@ -258,9 +260,9 @@ class Worker:
         if published is not None:
             self._outbox.append((wire.PUBLISHED, task, *published))
 
-    def _fail(self, task: int, error: BaseException) -> None:
+    def _fail(self, task: int, error: BaseException, began: bool = True) -> None:
         self._holdings.expect_no_more((task,))
-        self._outbox.append((wire.FAILED, task, describe_failure(error, skip_frames=1)))
+        self._outbox.append((wire.FAILED, task, describe_failure(error, skip_frames=1), began))
 
     def _fail_result(self, task: int, error: BaseException) -> None:
         if isinstance(error, UnpicklableError):
