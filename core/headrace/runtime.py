@@ -76,7 +76,7 @@ class Runtime(Executor):
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
         self._threads = SlotThreads(
-            self._jobs, self._post, self._has_slot, self.settings.stream_buffer_bytes, self._waits_for, self._unfinished
+            self._jobs, self._post, self._has_slot, self.settings, self._waits_for, self._unfinished
         )
         self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
