@@ -77,7 +77,9 @@ class Moving:
 
     def _process(self, sources: list[Source]) -> StageProcess | None:
         """An idle process, or a new one once it is up, if the producers go on for so long."""
-        process = self.take()
+        process = self.take(new=False)
+        if process is None and _go_on(sources):
+            process = self.take()
         while process is not None and not process.ready:
             self._about_to_wait()
             try:
@@ -103,14 +105,14 @@ class Moving:
             return None
         return process
 
-    def take(self) -> StageProcess | None:
-        """An idle process or a new one; None if there are enough."""
+    def take(self, new: bool = True) -> StageProcess | None:
+        """An idle process or, if that is asked for and there are not enough, a new one."""
         with self._lock:
             if self._closed:
                 return None
             if self._idle:
                 return self._idle.pop()
-            if len(self._all) >= self._most:
+            if not new or len(self._all) >= self._most:
                 return None
             try:
                 process = StageProcess(self._buffer_bytes)
@@ -242,6 +244,15 @@ def holds_gil(sources: list[Source], live: Iterable[Source]) -> bool:
         if late * 2 < probe or all(source.flow.over for source in sources):
             return False
     return late * 2 > PROBES
+
+
+def _go_on(sources: list[Source]) -> bool:
+    """Whether somebody still makes one of these after a moment: a process takes longer to start."""
+    for _ in range(5):
+        if all(source.flow.over for source in sources):
+            return False
+        time.sleep(_LOOK_S)
+    return True
 
 
 def _computes(source: Source) -> bool:

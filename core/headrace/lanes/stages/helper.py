@@ -103,7 +103,7 @@ class Helper:
         try:
             follow_owner(path, directory)
             companions.follow(states)
-            fn, args, kwargs = unpack(call, buffers)
+            fn, args, kwargs = _opened(call, buffers)
             value = fn(*self._with_inputs(args), **(kwargs or {}))
             if type(value) in PRODUCERS:
                 self._channel.send(frames.STREAM)
@@ -188,6 +188,13 @@ class Helper:
                 self._flush()
             except (OSError, UnpicklableError):
                 pass  # the main thread will see
+
+
+def _opened(call: bytes, buffers: list[Any]) -> Any:
+    try:
+        return unpack(call, buffers)
+    except Exception as error:  # a module that only the owner finds, for example
+        raise _Unfit(repr(error)) from error
 
 
 def _is_of_channel(error: OSError) -> bool:

@@ -108,13 +108,15 @@ class StageProcess:
         feeders = [
             _Feeder(stream, number, self._channel, self._give_up, feeding) for number, stream in enumerate(streams)
         ]
-        self._send(whole)
-        kind, rest = self._serve(feeders)
-        if kind == frames.STREAM:
-            return True, self._items(feeders)
-        for feeder in feeders:
-            feeder.stop()
-        return False, rest[0]
+        kind = -1
+        try:
+            self._send(whole)
+            kind, rest = self._serve(feeders)
+        finally:
+            if kind != frames.STREAM:
+                for feeder in feeders:
+                    feeder.stop()
+        return (True, self._items(feeders)) if kind == frames.STREAM else (False, rest[0])
 
     def _items(self, feeders: list[_Feeder]) -> Iterator[Any]:
         ended = False
@@ -152,8 +154,6 @@ class StageProcess:
             if kind == frames.MORE:
                 feeders[rest[0]].ask()
             elif kind == frames.FAILED:
-                for feeder in feeders:
-                    feeder.stop()
                 raise revive_failure(rest[0])
             elif kind == frames.UNFIT:
                 raise UnfitError(rest[0])
