@@ -55,7 +55,7 @@ class Moving:
         self._most = most
         self._buffer_bytes = buffer_bytes
         self.max_deaths = max_deaths
-        self._about_to_wait = about_to_wait
+        self.about_to_wait = about_to_wait
         self.feeding = feeding
         self._live = live
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class Moving:
         if process is None and _go_on(sources):
             process = self.take()
         while process is not None and not process.ready:
-            self._about_to_wait()
+            self.about_to_wait()
             try:
                 if process.wait_until_ready(_LOOK_S):
                     break
@@ -161,6 +161,8 @@ class _Stage:
     def run(self, process: StageProcess | None) -> Any:
         """Its value; a generator, if it makes a stream."""
         moving, thread = self._moving, threading.get_ident()
+        if process is not None:
+            moving.about_to_wait()  # it needs no slot of this process
         while process is not None:
             try:
                 streams, value = process.run(

@@ -5,7 +5,7 @@
     owner                                                    stage process
     CALL ─────────────────────────────────────────────────►  unpickle, call
          ◄───────────── MORE (input), at most one ahead ───
-    BATCH (input, items), END (input, error) ─────────────►  read by the call
+    BATCH (call, input, items, the end?) ─────────────────►  read by the call
          ◄───── STREAM, then BATCH (items) ... ENDED ──────  its generator
          ◄───── or VALUE; or FAILED; or UNFIT ─────────────  its result
     STOP ─────────────────────────────────────────────────►  closes its generator, then ENDED
@@ -15,6 +15,7 @@ A side that does not receive makes the other one wait: sending blocks.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -22,8 +23,8 @@ from typing import Any, Final
 
 from headrace.store.pickling import Packed, pack, unpack
 
-CALL, BATCH, END, STOP = range(4)  # from the owner
-HELLO, MORE, STREAM, VALUE, ENDED, FAILED, UNFIT = range(10, 17)  # from the stage
+CALL, BATCH, STOP = range(3)  # BATCH goes both ways
+HELLO, MORE, STREAM, VALUE, ENDED, FAILED, UNFIT = range(10, 17)
 
 _HEADER: Final = struct.Struct("<I")
 _SIZE: Final = struct.Struct("<Q")
@@ -57,6 +58,12 @@ class Frames:
                 self.socket.sendall(header)
                 for part in parts:
                     self.socket.sendall(part)
+
+    def readable(self, timeout_s: float) -> bool:
+        """Whether a message, or the end, comes within this time."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000.0))
 
     def receive(self) -> Any:
         """The next message. Blocks.

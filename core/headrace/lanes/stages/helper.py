@@ -60,6 +60,7 @@ class Helper:
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._inputs: list[SimpleQueue[Any]] = []
         self._stopped = False
+        self._number = -1  # of the call
         self._items: list[Any] = []
         self._flushing = threading.Lock()
         self._late: SimpleQueue[None] = SimpleQueue()
@@ -86,20 +87,23 @@ class Helper:
                     self._stopped = True
                     for queue in self._inputs:
                         queue.put(([], _Stopped()))
-                else:
-                    number, items, *end = rest
-                    self._inputs[number].put((items, end[0] if end else None))
+                elif rest[0] == self._number:  # and not for a call that is over
+                    _, number, items, end = rest
+                    self._inputs[number].put((items, end))
         except BaseException:
             kill_own_group()
 
     def _prepare(
-        self, path: list[str], directory: str | None, states: Any, inputs: int, call: bytes, buffers: list[Any]
+        self, path: list[str], directory: str | None, states: Any, inputs: int, number: int, call: bytes, buffers: Any
     ) -> None:
         self._stopped = False
+        self._number = number
         self._inputs = [SimpleQueue() for _ in range(inputs)]
         self._calls.put((path, directory, states, call, buffers))
 
     def _run(self, path: list[str], directory: str | None, states: Any, call: bytes, buffers: list[Any]) -> None:
+        with self._flushing:
+            self._items = []
         try:
             follow_owner(path, directory)
             companions.follow(states)

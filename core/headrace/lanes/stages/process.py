@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import select
 import signal
 import socket
 import subprocess
@@ -67,6 +66,7 @@ class StageProcess:
         self._channel = Frames(ours)
         self.ready = False
         self._unfit = False
+        self._calls = 0
 
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Whether it is up, after at most this time.
@@ -74,7 +74,7 @@ class StageProcess:
         Raises:
             LostError: it never will be.
         """
-        if not self.ready and select.select([self._channel.socket], [], [], timeout_s)[0]:
+        if not self.ready and self._channel.readable(timeout_s):
             self._receive()
             self.ready = True
         return self.ready
@@ -102,11 +102,13 @@ class StageProcess:
             states = companions.states()
             path = [p for p in sys.path if type(p) is str]
             buffers = [pickle.PickleBuffer(buffer) for buffer in call.buffers]
-            whole = pack((frames.CALL, path, directory(), states, len(streams), call.data, buffers))
+            self._calls += 1
+            whole = pack((frames.CALL, path, directory(), states, len(streams), self._calls, call.data, buffers))
         except UnpicklableError as error:
             raise UnfitError(str(error)) from error
         feeders = [
-            _Feeder(stream, number, self._channel, self._give_up, feeding) for number, stream in enumerate(streams)
+            _Feeder(stream, (self._calls, number), self._channel, self._give_up, feeding)
+            for number, stream in enumerate(streams)
         ]
         kind = -1
         try:
@@ -140,7 +142,7 @@ class StageProcess:
         """Nobody wants the rest: has the generator closed; whether that has worked."""
         try:
             self._channel.send(frames.STOP)
-            while select.select([self._channel.socket], [], [], _END_WITHIN_S)[0]:
+            while self._channel.readable(_END_WITHIN_S):
                 if self._receive()[0] in (frames.ENDED, frames.FAILED, frames.UNFIT):
                     return True
         except (LostError, OSError):
@@ -215,7 +217,7 @@ class _Feeder:
     def __init__(
         self,
         stream: Stream,
-        number: int,
+        number: tuple[int, int],
         channel: Frames,
         give_up: Callable[[], None],
         feeding: Callable[[int, bool], object],
@@ -253,7 +255,7 @@ class _Feeder:
                 except BaseException as error:
                     end = error
                 if not self._stopped:
-                    self._channel.send(frames.BATCH, self._number, batch, end)
+                    self._channel.send(frames.BATCH, *self._number, batch, end)
         except UnpicklableError:
             self._give_up()
         except OSError:
