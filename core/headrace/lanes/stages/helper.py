@@ -164,7 +164,8 @@ class Helper:
             for item in steps:
                 if self._stopped:
                     raise _Stopped
-                self._items.append(item)
+                with self._flushing:  # or it could join a list that has just been sent
+                    self._items.append(item)
                 size += weigh(item)
                 now = time.monotonic()
                 if now - flushed_s > _FLUSH_S or size > _FLUSH_BYTES:
