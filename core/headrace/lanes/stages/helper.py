@@ -36,7 +36,7 @@ class _Stopped(BaseException):
     """Nobody wants what the call makes."""
 
 
-class _Unfit(Exception):
+class _Unfit(BaseException):
     """The call asks for something that only the owner's process can do."""
 
 
@@ -183,7 +183,11 @@ class Helper:
         with self._flushing:
             items, self._items = self._items, []
             if items:
-                self._channel.send(frames.BATCH, items)
+                try:
+                    self._channel.send(frames.BATCH, items)
+                except UnpicklableError:
+                    self._items = items  # for the main thread to see
+                    raise
 
     def _flush_late(self) -> None:
         while True:
@@ -192,7 +196,7 @@ class Helper:
             try:
                 self._flush()
             except (OSError, UnpicklableError):
-                pass  # the main thread will see
+                pass  # the main thread comes to it
 
 
 def _opened(call: bytes, buffers: list[Any]) -> Any:
