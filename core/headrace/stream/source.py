@@ -365,8 +365,10 @@ class Source:
         """The items once more, made anew in the thread that iterates.
 
         Raises:
-            StreamError: that is not possible.
+            StreamError: that is not possible, or the stream was cancelled.
         """
+        if self._stopped:
+            self._raise()
         if self._again is None:
             raise StreamError(
                 f"the beginning of stream {self.name} is not kept any more, and what made it cannot be run again: "
