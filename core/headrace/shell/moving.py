@@ -243,7 +243,7 @@ def holds_gil(sources: list[Source], live: Iterable[Source]) -> bool:
         time.sleep(PROBE_S)
         took_s = time.perf_counter() - began_s
         late += took_s - queued_s() > LATE_S
-        if late * 2 < probe or all(source.flow.over for source in sources):
+        if late * 2 <= probe or all(source.flow.over for source in sources):
             return False
     return late * 2 > PROBES
 
