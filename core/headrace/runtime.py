@@ -256,6 +256,7 @@ class Runtime(Executor):
             else:
                 pinned = range(len(graph.calls))
         job.wanted = set(outputs)
+        job.pinned = pinned
         with self._lock:
             self._jobs.add(job)
         status.touch()

@@ -76,3 +76,11 @@ def scaled(items: Iterable[Any]) -> Iterator[Any]:
 
 def total_of(items: Iterable[Any]) -> int:
     return sum(int(item[0]) for item in items)
+
+
+def hashes(items: Iterable[int]) -> list[int]:
+    return [hash(str(item)) for item in items]
+
+
+def pid_of(items: Iterable[int]) -> int:
+    return os.getpid() if list(items) else 0

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moved_stages import (
@@ -16,7 +17,9 @@ from moved_stages import (
     die,
     die_once,
     fail_at,
+    hashes,
     note_end,
+    pid_of,
     pids_of,
     scaled,
     slowly,
@@ -27,6 +30,7 @@ from moved_stages import (
 from random_graphs import one_by_one, plain, random_graph
 
 from headrace.errors import WorkerDied
+from headrace.graph import Graph
 from headrace.runtime import Runtime
 from headrace.shell import moving
 
@@ -95,6 +99,21 @@ def test_what_cannot_be_pickled_runs_here(rt: Runtime) -> None:
     )
     unsendable = rt.submit(lambda items: len(list(items)), rt.submit(with_lock, rt.submit(slowly, 50)))
     assert unsendable.result(TIMEOUT_S) == 50
+
+
+def test_what_would_be_another_value_elsewhere_runs_here(rt: Runtime) -> None:
+    assert rt.submit(hashes, rt.submit(slowly, 5)).result(TIMEOUT_S) == [hash(str(item)) for item in range(5)]
+
+
+def test_what_is_pinned_runs_here(rt: Runtime) -> None:
+    calls: list[Any] = [
+        (slowly, (20,), None, ()),
+        (pid_of, (None,), None, ((0, 0),)),
+        (pid_of, (None,), None, ((0, 0),)),
+    ]
+    graph = Graph(["slowly", "here", "there"], calls, [(), (0,), (0,)], ["slowly", "here", "there"], [1, 2], pinned={1})
+    here, there = rt.run(graph)
+    assert here == os.getpid() != there
 
 
 def test_large_items(rt: Runtime) -> None:

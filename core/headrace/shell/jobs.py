@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -94,6 +94,7 @@ class Job:
         self.observer: Observer | None = None
         self.context = contextvars.copy_context()
         self.streams = False  # whether any of its values may be a stream
+        self.pinned: Collection[int] = ()
         self.stage: Callable[[int, Any, Any], tuple[Any, Any]] = plain_stage
         self.over = False  # its values are the caller's to collect
         self._states: companions.States | None = None

@@ -102,10 +102,10 @@ class Stages:
         self._post(began)
         return lambda: self._pump(source, steps, slot, task, key)
 
-    def _stage(self, task: int, fn: Callable[..., Any], args: Any) -> tuple[Any, Any]:
+    def _stage(self, job: Job, task: int, fn: Callable[..., Any], args: Any) -> tuple[Any, Any]:
         """A stage of lane ``auto`` looks at its producers before it begins."""
         args = [for_task(arg, task) for arg in args]
-        if any(stream.source in self._live for stream in streams_in(args)):
+        if task - job.base not in job.pinned and any(stream.source in self._live for stream in streams_in(args)):
             return functools.partial(self._call, task, fn), args
         return fn, args
 
@@ -120,7 +120,7 @@ class Stages:
 
     def _publish(self, job: Job, index: int, stream: Stream, slot: int) -> None:
         if job.lane == "auto":
-            job.stage = self._stage
+            job.stage = functools.partial(self._stage, job)
         job.streams = True
         job.values[index] = stream
         job.tell_opened(index, threading.current_thread().name)

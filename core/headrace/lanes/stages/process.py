@@ -27,6 +27,7 @@ from headrace.lanes.processes.surroundings import directory
 from headrace.lanes.stages import frames
 from headrace.lanes.stages.frames import Frames, Input
 from headrace.obituary import describe_exit
+from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import pack
 from headrace.stream.handle import Stream
 
@@ -98,6 +99,8 @@ class StageProcess:
         """
         streams: list[Stream] = []
         try:
+            for part in (fn, *args[:1]):  # the call may be that of another function
+                forbid_hash(part)
             call = pack((fn, _without_streams(args, streams), kwargs))
             states = companions.states()
             path = [p for p in sys.path if type(p) is str]
