@@ -17,11 +17,12 @@ import math
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for_futures
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace import config
 from headrace.errors import ConfigError, InternalError, StreamError
@@ -39,6 +40,9 @@ from headrace.shell.jobs import Job, Jobs, Observer, Stored
 from headrace.shell.processes import Processes
 from headrace.shell.threads import SlotThreads
 from headrace.stream.handle import Stream
+
+if TYPE_CHECKING:
+    from headrace.shell.pipeline import Pipeline
 
 EXIT_TIMEOUT_S = 1.0
 _LAUNCH_S_PER_MODULE = 0.4e-3
@@ -71,12 +75,13 @@ class Runtime(Executor):
             self.settings = dataclasses.replace(self.settings, lane="inline")
         self._pid = os.getpid()
         self._closed = False
+        self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._lock: Any = threading.RLock()  # see _is_deciding
         self._shield = InterruptShield()
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
         self._threads = SlotThreads(
-            self._jobs, self._post, self._has_slot, self.settings.stream_buffer_bytes, self._waits_for, self._unfinished
+            self._jobs, self._post, self._has_slot, self.settings, self._waits_for, self._unfinished
         )
         self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
@@ -251,6 +256,7 @@ class Runtime(Executor):
             else:
                 pinned = range(len(graph.calls))
         job.wanted = set(outputs)
+        job.pinned = pinned
         with self._lock:
             self._jobs.add(job)
         status.touch()
@@ -331,6 +337,21 @@ class Runtime(Executor):
         with self._shield:
             return self._futures.submit(fn, args, kwargs)
 
+    def stream(self, *stages: Callable[..., Any]) -> Pipeline:
+        """A pipeline that stays, to be left as a context manager: its ``submit(request)`` sends requests through the
+        stages, each of which is at its own one at a time; its ``latency()`` says how long they took.
+
+        Args:
+            stages: plain functions of one request; or generator functions over all of them, which yield one answer for
+                each. Each has a thread of its own.
+        """
+        from headrace.shell.pipeline import Pipeline
+
+        self._check_open()
+        pipeline = Pipeline(stages)
+        self._pipelines.add(pipeline)
+        return pipeline
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the runtime: no new work is taken, what was submitted is finished. May be called again.
 
@@ -360,6 +381,8 @@ class Runtime(Executor):
 
     def _stop(self) -> None:
         self._closed = True
+        for pipeline in list(self._pipelines):
+            pipeline.close()
         self._threads.stop_watching()
         self._futures.dropped.close()
         advice = "let it finish before you call shutdown() or leave the with block"

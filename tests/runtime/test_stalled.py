@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace import testing
-from headrace.config import LANES
+from headrace.config import LANES, Settings
 from headrace.graph import Graph
 from headrace.runtime import Runtime
 from headrace.sched import commands as c
@@ -39,7 +39,7 @@ def test_the_end_of_a_batch_is_not_told_before_what_was_taken_from_it() -> None:
     jobs = Jobs("inline", lambda task: None)
     job = Job.of_graph(independent(stalled.wait, 20, count=3), "inline", None, lambda task: None)
     jobs.add(job)
-    threads = SlotThreads(jobs, post, lambda slot: True, 1 << 20, lambda task: ([], None), lambda job: [])
+    threads = SlotThreads(jobs, post, lambda slot: True, Settings(), lambda task: ([], None), lambda job: [])
     batch = c.RunHere(-1, job.number, [job.base, job.base + 1, job.base + 2], 1.0, patience_s=0.002, measured=True)
     threads.get_ready(batch)
     threads.run(batch)

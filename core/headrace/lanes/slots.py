@@ -21,7 +21,7 @@ from time import perf_counter, process_time, thread_time
 from typing import Any, Protocol
 
 from headrace.sched.events import Span
-from headrace.stream.handle import STREAMS, for_task
+from headrace.stream.handle import STREAMS
 
 WATCH_S = 0.001
 """It is not looked more often than this whether a batch is stuck: a thread that wakes slows down the others, since it
@@ -40,6 +40,9 @@ class Values(Protocol):
     values: dict[int, Any]
     streams: bool
     """Whether any of the values may be a stream."""
+
+    stage: Callable[[int, Any, Any], tuple[Any, Any]]
+    """The call of a task that may read streams: what is to be called, and with what."""
 
     def load(self, index: int) -> Any: ...
 
@@ -161,7 +164,7 @@ def run_batch(
                         filled[position] = job.load(dep) if isinstance(dep, int) else [job.load(d) for d in dep]
                 args = filled
                 if job.streams:
-                    args = [for_task(arg, task) for arg in filled]
+                    fn, args = job.stage(task, fn, filled)
             if measured:
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
@@ -175,7 +178,7 @@ def run_batch(
             wall, cpu = end - start, thread_time() - cpu
             if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall:
                 # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
-                queued = _queued_s()
+                queued = queued_s()
                 end = perf_counter()
                 wall = end - start
                 cpu = min(wall, cpu + queued)
@@ -189,7 +192,7 @@ def run_batch(
     return None
 
 
-def _queued_s() -> float:
+def queued_s() -> float:
     """Seconds that this thread has stood in the kernel's run queue since this was last asked: ready, but with no core
     free.
 

@@ -6,12 +6,16 @@
     callbacks   the thread in which the callbacks of futures are called
     dropped     what finalizers and destructors have to say
     threads     the threads that serve slots
+    stages      the streams that tasks make: their threads, their end, circles of waits
+    moving      which stages run in processes of their own
+    pipeline    pipelines that stay, for requests
     processes   the processes lane, from the first launch to the end
     host        what that lane asks for and reports
     imports     what a new worker imports at once
     interrupts  Ctrl-C waits while state is being changed
     event_loops the caller's own event loop, hidden from tasks
 
-Nothing here decides where or when a task runs (``sched`` does), and nothing here knows the machine: the parts get a
-function ``post`` for their events. ``headrace.runtime`` puts them together.
+Nothing here decides where or when a task runs (``sched`` does; to it, a stage that moves is still in its thread), and
+nothing here knows the machine: the parts get a function ``post`` for their events. ``headrace.runtime`` puts them
+together.
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from headrace.observe import timeline
 from headrace.sched.events import Span
 from headrace.sched.machine import FUTURES
 from headrace.shell.imports import modules_of
-from headrace.stream.handle import Stream
+from headrace.stream.handle import Stream, for_task
 from headrace.task import run_call
 
 BLOCK_BITS = 20
@@ -62,6 +62,11 @@ class Stored:
         return Stored, (self._value,)
 
 
+def plain_stage(task: int, fn: Any, args: Any) -> tuple[Any, Any]:
+    """A call with streams among its arguments, as its thread should make it."""
+    return fn, [for_task(arg, task) for arg in args]
+
+
 class Job:
     """One job: its graph, its values as they come, and the mailbox in which its caller waits.
 
@@ -89,6 +94,8 @@ class Job:
         self.observer: Observer | None = None
         self.context = contextvars.copy_context()
         self.streams = False  # whether any of its values may be a stream
+        self.pinned: Collection[int] = ()
+        self.stage: Callable[[int, Any, Any], tuple[Any, Any]] = plain_stage
         self.over = False  # its values are the caller's to collect
         self._states: companions.States | None = None
 

@@ -10,6 +10,7 @@ ends or nobody wants the rest.
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
@@ -20,7 +21,8 @@ from headrace.lanes.slots import Batch, Opening
 from headrace.observe import timeline
 from headrace.sched import events as e
 from headrace.shell.jobs import Job
-from headrace.stream.handle import NOBODY, Stream, again
+from headrace.shell.moving import Moving, streams_in
+from headrace.stream.handle import NOBODY, Stream, again, for_task
 from headrace.stream.source import Source
 from headrace.stream.steps import steps_of
 from headrace.stream.waits import find_circle
@@ -44,6 +46,9 @@ class Stages:
         about_to_wait: called in a thread that will wait for a stream.
         holds_up: whom a task that has not begun waits for; a task that it waits for may run in a thread.
         unfinished: the tasks of a job that its caller still waits for.
+        key_of: names a task.
+        most_processes: in which stages may run.
+        max_deaths: after how many deaths of its process a stage is given up.
     """
 
     def __init__(
@@ -53,6 +58,9 @@ class Stages:
         about_to_wait: Callable[[], None],
         holds_up: Callable[[int], Iterable[Node]],
         unfinished: Callable[[int], list[int]],
+        key_of: Callable[[int], str],
+        most_processes: int,
+        max_deaths: int,
     ) -> None:
         self._budget_bytes = budget_bytes
         self._post = post
@@ -61,6 +69,11 @@ class Stages:
         self.about_to_wait = about_to_wait
         self.waiting: dict[int, tuple[Source, int]] = {}
         self._live: dict[Source, Job] = {}
+        self._feeders: dict[int, int] = {}  # thread that reads for a stage elsewhere → that stage's thread here
+        self._key_of = key_of
+        self._moving = Moving(
+            most_processes, budget_bytes, max_deaths, about_to_wait, self._feeds, lambda: list(self._live)
+        )
         self._threads: set[threading.Thread] = set()
 
     def open(self, job: Job, batch: Batch, opening: Opening) -> Callable[[], e.StageEnded | e.StageBegan]:
@@ -89,7 +102,25 @@ class Stages:
         self._post(began)
         return lambda: self._pump(source, steps, slot, task, key)
 
+    def _stage(self, job: Job, task: int, fn: Callable[..., Any], args: Any) -> tuple[Any, Any]:
+        """A stage of lane ``auto`` looks at its producers before it begins."""
+        args = [for_task(arg, task) for arg in args]
+        if task - job.base not in job.pinned and any(stream.source in self._live for stream in streams_in(args)):
+            return functools.partial(self._call, task, fn), args
+        return fn, args
+
+    def _call(self, task: int, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._moving.call(task, self._key_of(task), fn, args, kwargs)
+
+    def _feeds(self, feeder: int, thread: int) -> None:
+        if thread:
+            self._feeders[feeder] = thread
+        else:
+            self._feeders.pop(feeder, None)
+
     def _publish(self, job: Job, index: int, stream: Stream, slot: int) -> None:
+        if job.lane == "auto":
+            job.stage = functools.partial(self._stage, job)
         job.streams = True
         job.values[index] = stream
         job.tell_opened(index, threading.current_thread().name)
@@ -125,7 +156,8 @@ class Stages:
             source.abandon(task)
 
     def join(self, timeout_s: float) -> None:
-        """Waits a moment for the threads of stages that were cancelled."""
+        """Ends the stage processes; waits a moment for the threads of stages that were cancelled."""
+        self._moving.close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout_s)
@@ -152,7 +184,9 @@ class Stages:
                 if not (threads or tasks):
                     threads, tasks = self._who_may_read(source)
                 return [*threads, *[("task", task) for task in tasks]]
-        return []
+        if node in self._feeders:
+            return [self._feeders[node]]
+        return [feeder for feeder, thread in list(self._feeders.items()) if thread == node and feeder in self.waiting]
 
     def _who_may_read(self, source: Source) -> tuple[list[int], list[int]]:
         """Of a stream that only has handles: who reads something else first, and what its job's caller waits for."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from headrace.config import Settings
 from headrace.lanes.slots import Batch, Failure, Opening, Watch, run_batch
 from headrace.sched import commands as c
 from headrace.sched import events as e
@@ -38,7 +39,7 @@ class SlotThreads:
         jobs: the open jobs.
         post: see :class:`Post`.
         exists: whether the machine still knows a slot; the thread of one that it does not know ends.
-        buffer_bytes: of each stream.
+        settings: for streams.
         waits_for: given a task that has not begun, those that it waits for; if it is in the batch of a slot, that slot.
         unfinished: given a job, the tasks that its caller waits for.
     """
@@ -48,7 +49,7 @@ class SlotThreads:
         jobs: Jobs,
         post: Post,
         exists: Callable[[int], bool],
-        buffer_bytes: int,
+        settings: Settings,
         waits_for: Callable[[int], tuple[list[int], int | None]],
         unfinished: Callable[[int], list[int]],
     ) -> None:
@@ -62,7 +63,7 @@ class SlotThreads:
         self._watch = Watch(self._stalled)
         self._waits_for = waits_for
         self._unfinished = unfinished
-        self._buffer_bytes = buffer_bytes
+        self._settings = settings
         self.stages: Stages | None = None  # made with the first stream
         self._making = threading.Lock()
 
@@ -194,7 +195,14 @@ class SlotThreads:
         with self._making:
             if self.stages is None:
                 self.stages = Stages(
-                    self._buffer_bytes, self._post, self.about_to_wait, self._holds_up, self._unfinished
+                    self._settings.stream_buffer_bytes,
+                    self._post,
+                    self.about_to_wait,
+                    self._holds_up,
+                    self._unfinished,
+                    self._jobs.key_of,
+                    most_processes=2 * self._settings.num_workers,
+                    max_deaths=self._settings.max_deaths,
                 )
             return self.stages
 

@@ -15,6 +15,7 @@ _CONTAINERS: Final = frozenset({tuple, list, set, frozenset, dict})
 _SCALAR_BYTES: Final = 16
 _MOST_ITEMS: Final = 32
 _DEPTH: Final = 4
+_UNKNOWN_BYTES: Final = 1024
 _OBJECT_BYTES: Final = 64
 """Guess for one Python object in a pandas column, mostly a short string: its pointer included."""
 
@@ -26,6 +27,17 @@ def estimate_size(obj: Any) -> int:
     ``nbytes``, and small built-in containers of these.
     """
     return _estimate(obj, _DEPTH)
+
+
+def weigh(item: Any) -> int:
+    """About how many bytes an item takes; at least 1."""
+    size = estimate_size(item)
+    if size >= 0:
+        return size or 1
+    try:
+        return sys.getsizeof(item) + len(item) * _OBJECT_BYTES
+    except Exception:  # it has no length, or one that fails
+        return _UNKNOWN_BYTES
 
 
 def _estimate(obj: Any, depth: int) -> int:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.errors import MustStayHere, StreamError
+from headrace.store.sizes import weigh
 from headrace.stream.steps import PRODUCERS, steps_of
 
 if TYPE_CHECKING:  # most programs have no stream
     from headrace.stream.source import Claim, Source
 
+_END: Final = object()
 NOBODY: Final = -1
 """Who reads but is no task."""
 
@@ -76,6 +78,32 @@ class Stream(Iterator[Any]):
     def for_task(self, task: int) -> Stream:
         """A handle of its own for a task that begins."""
         return Stream(self._source, task)
+
+    def batches(self, most_bytes: int) -> Iterator[list[Any]]:
+        """All items from the start, in lists of what is there, of about so many bytes at most."""
+        items, source, count = self._read(), self._source, 0
+        for item in items:
+            batch, size, count = [item], weigh(item), count + 1
+            error: BaseException | None = None
+            try:
+                while size < most_bytes and count < source.count and (item := next(items, _END)) is not _END:
+                    batch.append(item)
+                    size += weigh(item)
+                    count += 1
+            except BaseException as raised:
+                error = raised
+            yield batch
+            if error is not None:
+                raise error
+
+    @property
+    def source(self) -> Source:
+        """For the runtime."""
+        return self._source
+
+    def abandon(self) -> None:
+        """For the runtime: whatever still reads for the handle's task does not count."""
+        self._source.abandon(self._consumer)
 
     def close(self) -> None:
         """Reads no more through this handle. The generator is stopped if nobody else does."""

@@ -17,7 +17,6 @@ destructors have to say (a handle, a reader is gone) they leave in a queue, beca
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
 from bisect import bisect_right
@@ -28,7 +27,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from headrace.errors import StreamError
-from headrace.store.sizes import estimate_size
+from headrace.store.sizes import weigh
 from headrace.stream.machine import Flow
 
 LONG_S: Final = 0.03
@@ -41,8 +40,6 @@ it."""
 
 _SMALL: Final = frozenset({int, float, bool, type(None), complex})
 _SMALL_BYTES: Final = 32
-_ITEM_BYTES: Final = 64
-_UNKNOWN_BYTES: Final = 1024
 
 _HANDLE, _CANCELLED = -1, -2
 _numbers = itertools.count()
@@ -108,6 +105,9 @@ class Source:
         self._gone: deque[int] = deque()
         self._stopped = False
         self._yielded_s = 0.0
+        self._began_s = 0.0
+        self._native_thread = 0
+        self._busy_s = 0.0
 
     # ---- producing
 
@@ -119,6 +119,8 @@ class Source:
             opened: called once, when the first item, the end or the failure is there.
         """
         self.thread = threading.get_ident()
+        self._native_thread = threading.get_native_id()
+        self._began_s, self._busy_s = time.perf_counter(), _busy_s(self._native_thread)
         error: BaseException | None = None
         pending = [opened]
         try:
@@ -205,6 +207,12 @@ class Source:
         if now - self._yielded_s > YIELD_EVERY_S:
             time.sleep(1e-6)
             self._yielded_s = time.perf_counter()
+
+    def used(self) -> tuple[float, float]:
+        """For how many seconds the producer has been at work, and for how many of these it computed, or was ready to
+        and had no core."""
+        took_s = time.perf_counter() - self._began_s - self.waited_s
+        return took_s, _busy_s(self._native_thread) - self._busy_s
 
     @property
     def out_of_credit(self) -> bool:
@@ -357,8 +365,10 @@ class Source:
         """The items once more, made anew in the thread that iterates.
 
         Raises:
-            StreamError: that is not possible.
+            StreamError: that is not possible, or the stream was cancelled.
         """
+        if self._stopped:
+            self._raise()
         if self._again is None:
             raise StreamError(
                 f"the beginning of stream {self.name} is not kept any more, and what made it cannot be run again: "
@@ -496,20 +506,18 @@ class Claim:
         self._source.reader_gone(self.reader)
 
 
+def _busy_s(native_thread: int) -> float:
+    try:
+        with open(f"/proc/self/task/{native_thread}/schedstat", "rb") as file:
+            running, queued, _ = file.read().split()
+    except (OSError, ValueError):  # it has ended, or the kernel keeps no such figures
+        return 0.0
+    return (int(running) + int(queued)) * 1e-9
+
+
 def _of_user(error: BaseException | None) -> TracebackType | None:
     """Where it was raised, without the frames of this module."""
     frame = None if error is None else error.__traceback__
     while frame is not None and frame.tb_frame.f_globals.get("__name__") == __name__:
         frame = frame.tb_next
     return frame
-
-
-def weigh(item: Any) -> int:
-    """About how many bytes an item takes; at least 1."""
-    size = estimate_size(item)
-    if size >= 0:
-        return size or 1
-    try:
-        return sys.getsizeof(item) + len(item) * _ITEM_BYTES
-    except Exception:  # it has no length, or one that fails
-        return _UNKNOWN_BYTES

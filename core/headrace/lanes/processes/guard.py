@@ -21,12 +21,14 @@ _F_SETSIG: Final = 10
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def die_with_owner(life_fd: int) -> None:
+def die_with_owner(life_fd: int, with_thread: bool = True) -> None:
     """Called by a worker. An owner that died before is seen at the socket.
 
-    A worker that does not lead its process group belongs to its owner's: that one ends what is in it.
+    A worker that does not lead its process group belongs to its owner's: that one ends what is in it. ``with_thread``:
+    it dies with the thread that started it too.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if with_thread:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     try:
         fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp() if os.getpgrp() == os.getpid() else os.getpid())
         fcntl.fcntl(life_fd, _F_SETSIG, int(signal.SIGKILL))

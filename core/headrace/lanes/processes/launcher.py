@@ -121,7 +121,7 @@ def _execute(place: int, descriptors: tuple[int, int, int], environment: dict[st
     root = str(Path(headrace.__file__).parent.parent)
     numbers = [str(n) for n in (*descriptors, place)]
     return subprocess.Popen(
-        [sys.executable, *_interpreter_flags(), "-c", _BOOTSTRAP, root, *numbers],
+        [sys.executable, *interpreter_flags(), "-c", _BOOTSTRAP, root, *numbers],
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,
         start_new_session=True,
@@ -139,7 +139,8 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     return environment
 
 
-def _interpreter_flags() -> list[str]:
+def interpreter_flags() -> list[str]:
+    """Those that another interpreter needs to be like this one."""
     # The standard library's own, as multiprocessing uses it: -W, -X, -O, -E and so on as this process was given them.
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return flags

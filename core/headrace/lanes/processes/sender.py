@@ -6,14 +6,13 @@ dependencies (small ones in the message, large ones through shared memory), its 
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 from headrace.errors import UnpicklableError
-from headrace.lanes.processes import wire
+from headrace.lanes.processes import surroundings, wire
 from headrace.lanes.processes.failures import explain_unpicklable, must_stay
 from headrace.lanes.processes.functions import Functions
 from headrace.lanes.processes.host import Host
@@ -90,10 +89,7 @@ class Sender:
 
     def _follow(self, peer: Peer, frame: _Frame) -> None:
         """The worker looks for files and modules where the owner does."""
-        try:
-            directory = os.getcwd()
-        except OSError:
-            directory = None
+        directory = surroundings.directory()
         if peer.told is None or peer.told[1] != directory or peer.told[0] != sys.path:
             path = [p for p in sys.path if type(p) is str]
             if peer.told is None:

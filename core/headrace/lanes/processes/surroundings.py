@@ -17,6 +17,14 @@ def follow_owner(path: list[str], directory: str | None) -> None:
             pass  # it was removed; whoever needs it will say so
 
 
+def directory() -> str | None:
+    """The working directory, unless it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
 def write_lines_at_once() -> None:
     """Has what tasks print appear line by line, whole, and before a crash; into a pipe it would wait for 8 KiB."""
     for stream in (sys.stdout, sys.stderr):

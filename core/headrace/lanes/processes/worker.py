@@ -62,10 +62,15 @@ def in_worker() -> bool:
     return _in_worker
 
 
-def main(socket_fd: int, page_fd: int, life_fd: int, place: int) -> NoReturn:
-    """Runs the worker to its end. The descriptors are inherited from the owner (see launcher.py)."""
+def mark() -> None:
+    """Has Headrace know that this process is a worker."""
     global _in_worker
     _in_worker = True
+
+
+def main(socket_fd: int, page_fd: int, life_fd: int, place: int) -> NoReturn:
+    """Runs the worker to its end. The descriptors are inherited from the owner (see launcher.py)."""
+    mark()
     companions.install(os.environ)
     die_with_owner(life_fd)
     write_lines_at_once()
