@@ -23,17 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"no such recipe; there are: {', '.join(file.stem for file in files)}", file=sys.stderr)
         return 2
-    short = options.part == "ci"
     verdicts: list[Verdict] = []
     for file in chosen:
         recipe = recipes.load(file)
-        suites = [suite for suite in recipe.suites if not options.suite or suite.name in options.suite]
-        if not any(suite.ci if short else suite.targets for suite in suites):
+        if options.part == "ci":
+            recipe = recipe.short()
+        if not any(not options.suite or suite.name in options.suite for suite in recipe.suites):
             continue
-        python = options.python or venv.provide(recipe.requirements, options.venvs / recipe.requirements.stem)
+        python = options.python or _interpreter(recipe, options)
         root = Path(recipe.root) if recipe.root else site_packages(python)
         bench = Bench(python, options.output.absolute() / recipe.name, recipe.env, root, options.reuse_baseline)
-        verdicts += run_recipe(recipe, bench, options.lane or recipes.LANES, short, options.suite, _say)
+        verdicts += run_recipe(recipe, bench, options.lane or recipes.LANES, options.suite, _say)
     report(verdicts)
     return 0 if verdicts and not any(verdict.faults for verdict in verdicts) else 1
 
@@ -58,13 +58,24 @@ def report(verdicts: Sequence[Verdict]) -> None:
     print(f"\n{len(verdicts)} runs compared with their baselines, {faults} fault(s)")
 
 
+def _interpreter(recipe: recipes.Recipe, options: argparse.Namespace) -> Path:
+    if options.part == "ci":
+        return Path(sys.executable)
+    return venv.provide(recipe.requirements, options.venvs / recipe.requirements.stem)
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m compat_suite", description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("all", "ci"), default="all", help="ci: only what the recipes name for it")
+    parser.add_argument(
+        "--part",
+        choices=("all", "ci"),
+        default="all",
+        help="ci: only what the recipes name for it, in the environment that runs this",
+    )
     parser.add_argument("--recipe", action="append", default=[], help="name of a recipe (repeatable)")
     parser.add_argument("--suite", action="append", default=[], help="name of a suite (repeatable)")
     parser.add_argument("--lane", action="append", default=[], choices=recipes.LANES, help="default: all")

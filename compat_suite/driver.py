@@ -42,29 +42,23 @@ class Verdict:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def run_recipe(
-    recipe: Recipe, bench: Bench, lanes: Sequence[str], short: bool, only: Sequence[str], say: Say
-) -> list[Verdict]:
+def run_recipe(recipe: Recipe, bench: Bench, lanes: Sequence[str], only: Sequence[str], say: Say) -> list[Verdict]:
     """Runs the suites of a recipe one after the other.
 
     Args:
-        short: the targets of the short part instead of all.
         only: names of suites; none: all.
         say: is told about progress, a line at a time.
     """
     verdicts = []
     for suite in recipe.suites:
-        targets = suite.ci if short else suite.targets
-        if targets and (not only or suite.name in only):
-            verdicts += run_suite(recipe, suite, bench, lanes, targets, say)
+        if not only or suite.name in only:
+            verdicts += run_suite(recipe, suite, bench, lanes, say)
     return verdicts
 
 
-def run_suite(
-    recipe: Recipe, suite: Suite, bench: Bench, lanes: Sequence[str], targets: Sequence[str], say: Say
-) -> list[Verdict]:
+def run_suite(recipe: Recipe, suite: Suite, bench: Bench, lanes: Sequence[str], say: Say) -> list[Verdict]:
     """Runs one suite on the baseline, then on each lane, and judges each."""
-    baseline = bench.run(suite, BASELINE, targets)
+    baseline = bench.run(suite, BASELINE, suite.targets)
     say(f"{recipe.name}/{suite.name}: {_summary(BASELINE, baseline)}")
     again = compare.failures(baseline.outcomes)
     if again:
@@ -73,10 +67,10 @@ def run_suite(
     verdicts = []
     for lane in lanes:
         scheduler = Scheduler("headrace", lane)
-        candidate = bench.run(suite, scheduler, targets)
+        candidate = bench.run(suite, scheduler, suite.targets)
         say(f"{recipe.name}/{suite.name}: {_summary(scheduler, candidate)}")
         verdict = judge(recipe, suite, lane, baseline, candidate)
-        verdict.faults += _time(suite, lane, bench, targets, candidate.wall_s / baseline.wall_s)
+        verdict.faults += _time(suite, lane, bench, candidate.wall_s / baseline.wall_s)
         lost = compare.lost(baseline.outcomes, candidate.outcomes)
         _explain(recipe, suite, bench, verdict, lost, candidate.outcomes)
         verdicts.append(verdict)
@@ -106,13 +100,13 @@ def judge(recipe: Recipe, suite: Suite, lane: str, baseline: Run, candidate: Run
     return verdict
 
 
-def _time(suite: Suite, lane: str, bench: Bench, targets: Sequence[str], ratio: float) -> list[str]:
+def _time(suite: Suite, lane: str, bench: Bench, ratio: float) -> list[str]:
     """Faults, if a lane took too long. Something else may have kept the machine busy, so it is asked twice."""
     bound = suite.at_most.get(lane)
     if bound is None or ratio <= bound:
         return []
-    stock = bench.run(suite, BASELINE, targets, f"timed-{lane}")
-    again = bench.run(suite, Scheduler("headrace", lane), targets, "timed").wall_s / stock.wall_s
+    stock = bench.run(suite, BASELINE, suite.targets, f"timed-{lane}")
+    again = bench.run(suite, Scheduler("headrace", lane), suite.targets, "timed").wall_s / stock.wall_s
     if again <= bound:
         return []
     times = f"{ratio:.2f} and again {again:.2f} times the baseline's wall time"
@@ -127,6 +121,7 @@ def _explain(
     unexplained = [test for test in lost if test not in excused]
     if excused:
         verdict.excused = {test: excuse.reason for test, excuse in excused.items()}
+    if excused and recipe.prove:
         stock = bench.run(suite, STOCK_PROCESSES, list(excused), "excuses").outcomes
         verdict.faults += refuted(excused, stock)
     if unexplained:

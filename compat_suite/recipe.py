@@ -73,7 +73,7 @@ class Suite:
 
     Args:
         targets: modules or packages, as ``pytest --pyargs`` takes them.
-        ci: the targets of the short part; none: the suite is left out of it.
+        ci: the targets of the part for CI; none: the suite is left out of it.
         workers: processes of pytest-xdist; 0 for none, which is what a comparison of times needs.
         timeout_s: for the whole session; a test has ``test_timeout_s``.
         replace_sync: whether the names of the synchronous scheduler mean the one under test (see ``plugin``).
@@ -95,6 +95,10 @@ class Suite:
     at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
     deselect: tuple[Deselection, ...] = ()
 
+    def short(self) -> Suite:
+        """The part for CI. It is small: starting pytest-xdist costs more than it saves, and times say little."""
+        return dataclasses.replace(self, targets=self.ci, workers=0, at_most={})
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -104,6 +108,7 @@ class Recipe:
         requirements: file of ``name==version`` lines, beside the recipe.
         env: added to the environment of every run.
         root: directory with the suites' packages, when they are not in the environment's site-packages.
+        prove: whether dask's own ``processes`` is asked if excuses are true.
     """
 
     name: str
@@ -113,6 +118,11 @@ class Recipe:
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     excuses: tuple[Excuse, ...] = ()
     root: str = ""
+    prove: bool = True
+
+    def short(self) -> Recipe:
+        """The part for CI, which takes the whole run's word for the excuses."""
+        return dataclasses.replace(self, suites=tuple(suite.short() for suite in self.suites if suite.ci), prove=False)
 
     def excuse(self, test: str, lane: str) -> Excuse | None:
         return next((excuse for excuse in self.excuses if excuse.covers(test, lane)), None)

@@ -10,7 +10,7 @@ process has for itself, so reading may go to other processes, each with its own.
 
 Stores in memory. The disk shuffle of dask.dataframe buffers in a ``partd.Dict``, which pickles, as a copy: what a task
 appended to it elsewhere would be lost. fsspec's memory file system pickles too, as a reference to its class, and each
-process has files of its own in it.
+process has files of its own in it; one that caches its files pickles as no more than the name "memory".
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from headrace_dask.internals import SerializableLock
 
 _XARRAY: Final = "xarray.backends.locks"
 _LIBRARY_LOCKS: Final = ("HDF5_LOCK", "NETCDFC_LOCK")
+_MEMORY: Final = ("fsspec.implementations.memory", "MemoryFileSystem")
+_CACHES: Final = ("CachingFileSystem", "WholeFileCacheFileSystem", "SimpleCacheFileSystem")
 
 
 def library_lock(name: str) -> Any:
@@ -41,6 +43,14 @@ def _stay_with_data(store: Any) -> Any:
     raise MustStayHere(f"a {type(store).__qualname__} keeps its data in this process, so what holds it must stay there")
 
 
+def _reduce_cache(files: Any) -> Any:
+    cached = files.fs
+    while hasattr(cached, "fs"):
+        cached = cached.fs
+    kind = type(cached)
+    return _stay_with_data(cached) if (kind.__module__, kind.__qualname__) == _MEMORY else files.__reduce__()
+
+
 def _reduce_xarray_lock(lock: Any) -> Any:
     for name in _LIBRARY_LOCKS:
         if lock.token == getattr(library_lock(name), "token", None):
@@ -52,5 +62,7 @@ for _kind in (SerializableLock, type(_thread.allocate_lock()), type(_thread.RLoc
     register_reducer(_kind, _stay_with_lock)
 register_reducer((_XARRAY, "SerializableLock"), _reduce_xarray_lock)
 register_reducer(("partd.dict", "Dict"), _stay_with_data)
-register_reducer(("fsspec.implementations.memory", "MemoryFileSystem"), _stay_with_data)
+register_reducer(_MEMORY, _stay_with_data)
+for _name in _CACHES:
+    register_reducer(("fsspec.implementations.cached", _name), _reduce_cache)
 shared_locks.install()

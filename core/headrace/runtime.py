@@ -315,6 +315,7 @@ class Runtime(Executor):
                     return
                 self._processes.forget([job.base + index for index in job.wanted])
             self._threads.drop_closed()
+            job.errors.clear()  # the frames of their tracebacks lead back to the job
 
     # ---- futures, and the end
 

@@ -108,6 +108,7 @@ root = "{directory}"
 [[suite]]
 name = "fake"
 targets = ["fake_suite.test_fake"]
+ci = ["fake_suite/test_fake.py::test_only_in_this_process"]
 at_most = {{ auto = {at_most} }}
 
 [[excuse]]
@@ -244,3 +245,14 @@ def test_a_lane_that_is_too_slow_twice_is_a_fault(bench: Bench, capsys: pytest.C
 def test_an_unknown_recipe_is_named(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([*recipe(bench), "--recipe", "nonsense"]) == 2
     assert "there are: fake" in capsys.readouterr().err
+
+
+def test_the_part_for_ci_runs_here_and_believes_the_excuses(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    only = "fake_suite/test_fake.py::test_only_in_this_process"
+    arguments = recipe(bench, only, at_most=0.0)
+    del arguments[2:4]  # the interpreter: by default it is this one, and nothing is installed
+    assert command.main([*arguments, "--part", "ci"]) == 0
+    out = capsys.readouterr().out
+    assert "2 runs compared with their baselines, 0 fault(s)" in out
+    assert f"excused  fake/fake[processes] {only}" in out
+    assert not list(bench.output.rglob("*-excuses.*"))

@@ -17,6 +17,8 @@ requirements = "versions.txt"
 [[suite]]
 name = "one"
 targets = ["a.tests"]
+ci = ["a.tests.test_x"]
+workers = 2
 at_most = { processes = 2.0 }
 
 [[suite.deselect]]
@@ -43,12 +45,22 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
     assert recipe.requirements == tmp_path / "versions.txt"
     assert suite.targets == ("a.tests",)
     assert suite.at_most == {"processes": 2.0}
+    assert suite.ci == ("a.tests.test_x",)
     assert suite.deselect[0].reason == "needs a network"
     excuse = recipe.excuse("a/tests/test_x.py::test_ids[1]", "processes")
     assert excuse is not None
     assert excuse.reason == "looks at object identity"
     assert recipe.excuse("a/tests/test_x.py::test_ids[1]", "auto") is None
     assert recipe.excuse("a/tests/test_x.py::test_other", "processes") is None
+
+
+def test_the_part_for_ci_is_small_and_says_nothing_about_times(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, SMALL + '\n[[suite]]\nname = "left out"\ntargets = ["b.tests"]\n')).short()
+    (suite,) = recipe.suites
+    assert (suite.name, suite.targets, suite.workers, suite.at_most) == ("one", ("a.tests.test_x",), 0, {})
+    assert suite.deselect
+    assert recipe.excuses
+    assert not recipe.prove
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,19 @@ from dask.utils import SerializableLock, get_scheduler_lock
 
 from headrace.errors import MustStayHere, WorkerDied
 from headrace.store.pickling import pack, unpack
-from headrace.testing import collect, inc
+from headrace.testing import collect, inc, wait_until
 from headrace_dask import get
 from headrace_dask.translate import translate
 
 pytestmark = pytest.mark.shares_runtime
+
+
+@pytest.fixture
+def gc_is_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def add_one(path: Path) -> int:
@@ -272,6 +282,38 @@ def test_memory_file_system_stays_with_its_files(lane: str) -> None:
     assert set(pids) == {os.getpid()}
 
 
+@pytest.mark.parametrize("protocol", ["simplecache", "filecache"])
+def test_cache_of_a_memory_file_system_stays_with_its_files(protocol: str, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem(protocol, target_protocol="memory", cache_storage=str(tmp_path))
+    with pytest.raises(MustStayHere, match="MemoryFileSystem keeps its data in this process"):
+        pack(files)
+    with pytest.raises(MustStayHere, match="MemoryFileSystem"):
+        pack(fsspec.filesystem("simplecache", fs=files, cache_storage=str(tmp_path)))
+
+
+def test_cache_of_other_files_travels(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("simplecache", target_protocol="file", cache_storage=str(tmp_path))
+    packed = pack(files)
+    assert unpack(packed.data, packed.buffers) == files
+
+
+def test_a_task_that_stays_is_not_kept_by_the_error_that_said_so(gc_is_off: None) -> None:
+    """Nor by the thread that ran it. dask.dataframe sees the difference: it reuses expressions that are still there."""
+
+    class Held:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+    held = Held()
+    token = weakref.ref(held)
+    dsk = {"stays": Task("stays", collect, {"deep": held}), "goes": Task("goes", len, TaskRef("stays"))}
+    assert get(dsk, "goes", lane="processes") == 2
+    del dsk, held
+    wait_until(lambda: token() is None)
+
+
 IMPORTED_BY_A_TASK = """
 import sys, threading
 from dask._task_spec import Task, TaskRef
@@ -312,6 +354,14 @@ from dask.utils import SerializableLock
 from pathlib import Path
 
 lock = SerializableLock({token!r})
+
+@pytest.fixture
+def gc_is_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
 
 def add_one(path, number):
     with lock:

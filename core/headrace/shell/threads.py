@@ -127,12 +127,15 @@ class SlotThreads:
             if item is None:
                 return
             while item is not None:
-                job = self._jobs.by_number.get(item.job)
-                context = contextvars.Context() if job is None else job.context.copy()
-                item = context.run(self.run, item)
+                item = self._context(item).run(self.run, item)
             if not self._exists(slot):
                 self._mailboxes.pop(slot, None)
                 return
+
+    def _context(self, command: c.RunHere) -> contextvars.Context:
+        """For a batch. Apart, so that no thread holds a job, and with it a whole graph, while it has nothing to do."""
+        job = self._jobs.by_number.get(command.job)
+        return contextvars.Context() if job is None else job.context.copy()
 
     def run(self, command: c.RunHere) -> c.RunHere | None:
         """Runs a batch in the current thread, reports, and returns the next one for the same slot.

@@ -64,7 +64,7 @@ def _try(obj: Any) -> Exception | None:
     try:
         cloud_dumps(obj, lambda buffer: False)
     except Exception as error:
-        return error
+        return error.with_traceback(None)  # whose frames lead back to those that hold the error
     return None
 
 

@@ -135,8 +135,8 @@ class Sender:
                 events.append(TasksRevoked(peer.number, [task]))
             except UnpicklableError as error:
                 stays = must_stay(error)
-                explained = explain_unpicklable(str(error), self._host.key_of(task), error.__cause__, stays)
-                self._host.fail(task, explained)
+                # In no local variable: the frames of the cause's traceback lead back to this one.
+                self._host.fail(task, explain_unpicklable(str(error), self._host.key_of(task), error.__cause__, stays))
                 events.append(TaskUnpicklable(task, peer.number, stays))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
