@@ -355,14 +355,6 @@ from pathlib import Path
 
 lock = SerializableLock({token!r})
 
-@pytest.fixture
-def gc_is_off() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def add_one(path, number):
     with lock:
         count = int(Path(path).read_text())
