@@ -13,7 +13,6 @@ import pytest
 from headrace import testing as t
 from headrace.errors import UnpicklableError
 from headrace.sched.events import (
-    TaskRaised,
     TaskUnpicklable,
     ValuePublished,
     WorkerRan,
