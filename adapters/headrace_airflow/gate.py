@@ -8,6 +8,7 @@ they wait here, and in no queue that somebody has to keep: whoever is killed ins
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Gate:
 
     def _free_byte(self) -> int:
         first = os.getpid() % self._width
-        for byte in (*range(first, self._width), *range(first)):
+        for byte in itertools.chain(range(first, self._width), range(first)):
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
             except BlockingIOError:

@@ -1,6 +1,7 @@
 """Tasks that say once that they run, in a file; some of them then wait until another file appears."""
 
 # mypy: ignore-errors
+# pyright: basic, reportOptionalMemberAccess=false
 # A DAG file as people write them: what a task returns stands for its value, which no annotation says.
 
 from __future__ import annotations
