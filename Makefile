@@ -2,7 +2,7 @@
 #
 #   make demo          real graphs and DAGs over real data, on stock schedulers and on Headrace: under six minutes
 #   make test          the tests, on the newest dependencies; those that start an Airflow are in make test-airflow
-#   make test-airflow  the tests on a real Airflow, with SQLite and PostgreSQL: six to ten minutes
+#   make test-airflow  the tests on a real Airflow, with SQLite and PostgreSQL: about ten minutes
 #   make test-oldest   the tests of what depends on others' versions, on the oldest of the declared ranges (.venv-oldest)
 #   make check         formatting, lint, types, import contracts
 #   make compat        other people's test suites on stock schedulers and on Headrace
