@@ -8,7 +8,7 @@ from driver import Driver, ran_away
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.away import LONG_S
-from headrace.sched.policy import FREE, QUICK
+from headrace.sched.policy import FREE, HOLDS, QUICK
 
 
 def test_lane_processes_launches_as_many_as_there_is_work_for() -> None:
@@ -124,3 +124,14 @@ def test_cancelling_kills_workers_that_are_at_it() -> None:
     d.start_workers(2)
     d.submit([()] * 2, "processes", outputs=range(2))
     assert d(e.JobCancelled(1)) == [c.Stop(1, True), c.Stop(2, True)]
+
+
+def test_a_family_that_was_never_at_a_worker_goes_there_when_that_pays_for_the_imports() -> None:
+    d = Driver()
+    d.start_workers(1)
+    family = d.know("gil", HOLDS, 0.06)
+    family.ran_at.clear()
+    few = d.submit([()] * 2, families="gil", outputs=range(2), launch_s=1.0)
+    assert not any(isinstance(command, c.RunAt) for command in few)
+    many = d.submit([()] * 40, families="gil", outputs=range(40), job=2, base=1000, caller=-2, launch_s=1.0)
+    assert any(isinstance(command, c.RunAt) for command in many)
