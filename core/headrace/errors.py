@@ -109,6 +109,15 @@ class InternalError(HeadraceError):
         return f"{super().__str__()} (this is a bug of Headrace: please report it)"
 
 
+def raised_in(error: BaseException) -> str:
+    """The name of the module whose code raised it; empty if it has not been raised in Python."""
+    traceback, module = error.__traceback__, ""
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return module
+
+
 class RemoteTraceback(Exception):
     """Carries the text of a traceback from a worker process, as the cause of the user's exception."""
 

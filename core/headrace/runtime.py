@@ -25,7 +25,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace import config
-from headrace.errors import ConfigError, InternalError, StreamError
+from headrace.errors import ConfigError, InternalError, StreamError, raised_in
 from headrace.graph import Graph
 from headrace.observe import status, timeline
 from headrace.sched import commands as c
@@ -425,8 +425,8 @@ class Runtime(Executor):
                                 mine = command
                 except BaseException as error:
                     self._crash(error)
-                    if _is_foreign(error):
-                        raise
+                    if raised_in(error).partition(".")[0] != "headrace":
+                        raise  # the user's code did
             try:
                 self._processes.flush()
             finally:
@@ -496,15 +496,6 @@ class Runtime(Executor):
         """What runs where, what waits for what, and what the store holds. Plain data; for ``headrace status``."""
         with self._lock:
             return status.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
-
-
-def _is_foreign(error: BaseException) -> bool:
-    """Whether it was raised by the user's code."""
-    traceback, module = error.__traceback__, ""
-    while traceback is not None:
-        module = traceback.tb_frame.f_globals.get("__name__", "")
-        traceback = traceback.tb_next
-    return module.partition(".")[0] != "headrace"
 
 
 _default: Runtime | None = None

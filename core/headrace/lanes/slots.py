@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from time import perf_counter, process_time, thread_time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from headrace.sched.events import Span
 from headrace.stream.handle import STREAMS
@@ -121,12 +121,11 @@ class Opening:
         self.kwargs = kwargs
 
 
-class Failure(Exception):
-    """Carries a task's exception from the batch to the shell; never seen by users."""
+class Failure(NamedTuple):
+    """A task's exception, on its way from the batch to the shell."""
 
-    def __init__(self, task: int, error: BaseException) -> None:
-        self.task = task
-        self.error = error
+    task: int
+    error: BaseException
 
 
 def run_batch(

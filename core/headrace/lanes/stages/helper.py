@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, Final, NoReturn
 
 from headrace import companions
-from headrace.errors import UnpicklableError
+from headrace.errors import UnpicklableError, raised_in
 from headrace.lanes.processes import worker
 from headrace.lanes.processes.failures import describe_failure
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
@@ -120,7 +120,7 @@ class Helper:
         except (_Unfit, UnpicklableError) as error:
             self._channel.send(frames.UNFIT, str(error))
         except OSError as error:
-            if _is_of_channel(error):
+            if raised_in(error) == frames.__name__:  # the owner is gone; otherwise the call has opened something
                 raise
             self._fail(error)
         except BaseException as error:
@@ -204,14 +204,6 @@ def _opened(call: bytes, buffers: list[Any]) -> Any:
         return unpack(call, buffers)
     except Exception as error:  # a module that only the owner finds, for example
         raise _Unfit(repr(error)) from error
-
-
-def _is_of_channel(error: OSError) -> bool:
-    """Whether the owner is gone, rather than something that the call has opened."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and frame.tb_frame.f_globals.get("__name__") == frames.__name__
 
 
 def _not_again() -> Iterator[Any]:
