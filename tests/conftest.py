@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -108,14 +109,18 @@ def _threads() -> dict[int, str]:
 
 
 def _descriptors() -> dict[str, str]:
+    """Told by what they lead to and how many lead there: what is closed and opened again may get another number."""
+    seen: Counter[str] = Counter()
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for number in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            target = os.readlink(f"/proc/self/fd/{number}")
         except OSError:  # the descriptor of the listing itself
             continue
         if target not in ("/dev/null", "/dev/urandom"):  # libraries keep one of these open for good
-            found[f"{name} {target}"] = f"{name} -> {target}"
+            seen[target] += 1
+            nth = f"{target} ({seen[target]})"
+            found[nth] = nth
     return found
 
 
