@@ -146,7 +146,7 @@ def _decisions(entries: int = 100) -> str:
     """The last decisions of the runtime: what somebody needs who looks for the reason of a hang or of a broken one."""
     runtime: Any = getattr(sys.modules.get("headrace.runtime"), "_default", None)
     with contextlib.suppress(Exception):  # whatever state it is in: the test's own failure is what counts
-        log = list(runtime._machine.log)[-entries:]
+        log = list(runtime._engine._machine.log)[-entries:]
         return "\n".join(f"{entry.now:.6f} {entry.event}\n    -> {entry.commands}" for entry in log)[-40_000:]
     return ""
 

@@ -99,11 +99,13 @@ get = Scheduler()
 
 
 def _keep(dsk: Any, keys: Any, **options: Any) -> Any:
-    """Like ``get``, but a large result is a graph node that holds a handle, and a pool is used only if it is a runtime.
+    """Like ``get``, but a large result is a graph node that holds a handle, unless another pool computes it.
 
     A function, because dask would call ``get.persist`` again.
     """
-    options["pool"] = options.get("pool") or dask.config.get("pool", None)
+    pool = options["pool"] = options.get("pool") or dask.config.get("pool", None)
+    if pool is not None and not isinstance(pool, Runtime):
+        return get(dsk, keys, **options)
     flat, stored = _compute(dsk, keys, keep=True, **options)
     return _shaped(keys, flat, [_kept(key, handle) for key, handle in zip(flat, stored, strict=True)])
 

@@ -300,6 +300,12 @@ def test_pool_that_is_a_runtime(scheduler: str, how: str) -> None:
             assert kept.compute(scheduler="sync") == inside
 
 
+def test_pool_that_is_no_runtime_and_persist() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        inside = pool.submit(threading.get_ident).result()
+        assert delayed(threading.get_ident)().persist(scheduler="headrace", pool=pool).compute() == inside
+
+
 def test_pool_of_processes() -> None:
     code = """
 import dask, headrace_dask, os

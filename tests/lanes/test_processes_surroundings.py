@@ -73,6 +73,7 @@ def test_a_bare_worker_is_small_and_imports_nothing_heavy(hosted: Any) -> None:
             "psutil",
             "dataclasses",
             "asyncio",
+            "headrace.engine",
             "headrace.runtime",
         }
         assert not heavy & set(host.values[0])

@@ -45,7 +45,7 @@ def wide(fn: Any, args: tuple[Any, ...], count: int) -> Graph:
 
 
 def events_of(rt: Runtime) -> list[type]:
-    return [type(entry.event) for entry in rt._machine.log]
+    return [type(entry.event) for entry in rt._engine._machine.log]
 
 
 def test_the_second_graph_goes_past_the_scheduler() -> None:

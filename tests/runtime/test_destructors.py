@@ -76,7 +76,7 @@ def test_a_destructor_may_run_graphs_at_any_moment_also_at_the_interpreter_s_end
 
 def test_a_destructor_that_waits_where_it_cannot_is_told_so() -> None:
     with Runtime(lane="threads", num_workers=1) as rt:
-        with rt._lock, pytest.raises(RuntimeError, match="destructor"):
+        with rt._engine._lock, pytest.raises(RuntimeError, match="destructor"):
             rt.submit(testing.inc, 1).result()
         assert rt.submit(testing.inc, 1).result() == 2
 

@@ -143,7 +143,7 @@ def test_dropped_futures_free_their_values(rt: Runtime) -> None:
     rt.submit(testing.inc, 0).result()  # the next event takes note of what was dropped
     gc.collect()
     rt.submit(testing.inc, 0).result()
-    assert len(rt._jobs.futures.values) <= 3
+    assert len(rt._engine._jobs.futures.values) <= 3
 
 
 def test_a_future_that_is_done_does_not_hold_its_arguments(rt: Runtime) -> None:
@@ -344,7 +344,7 @@ def test_a_broken_machine_is_reported_and_replaced(monkeypatch: pytest.MonkeyPat
     with Runtime(lane="auto", num_workers=2) as rt:
         build = Build()
         graph = build.wanting(build.call(testing.inc, 1))
-        monkeypatch.setattr(rt._machine, "tasks", None)
+        monkeypatch.setattr(rt._engine._machine, "tasks", None)
         with pytest.raises(InternalError, match="bug of Headrace"):
             rt.run(graph)
         assert rt.run(graph) == [2]

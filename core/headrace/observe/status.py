@@ -20,8 +20,8 @@ from headrace.sched.state import STATE_NAMES
 
 if TYPE_CHECKING:
     from headrace.config import Settings
+    from headrace.engine import Engine
     from headrace.lanes.processes.lane import ProcessLane
-    from headrace.runtime import Runtime
     from headrace.sched.machine import Machine
     from headrace.sched.state import Task
 
@@ -102,7 +102,7 @@ class _Page:
     """Publishes the status of this process's runtimes; its thread sleeps while nothing runs."""
 
     def __init__(self) -> None:
-        self.runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+        self.runtimes: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -161,7 +161,7 @@ class _Page:
                     os.pwrite(self._fd, text, 0)
 
 
-def _state_of(runtime: Runtime) -> dict[str, Any]:
+def _state_of(runtime: Engine) -> dict[str, Any]:
     """Its status; if that cannot be told, because of a key that cannot be written for example, then why."""
     try:
         return runtime.status()
@@ -172,11 +172,11 @@ def _state_of(runtime: Runtime) -> dict[str, Any]:
 _page = _Page()
 
 
-def register(runtime: Runtime) -> None:
+def register(runtime: Engine) -> None:
     _page.runtimes.add(runtime)
 
 
-def unregister(runtime: Runtime) -> None:
+def unregister(runtime: Engine) -> None:
     _page.runtimes.discard(runtime)
     if not _page.runtimes:
         _page.close()

@@ -16,6 +16,6 @@
     event_loops the caller's own event loop, hidden from tasks
 
 Nothing here decides where or when a task runs (``sched`` does; to it, a stage that moves is still in its thread), and
-nothing here knows the machine: the parts get a function ``post`` for their events. ``headrace.runtime`` puts them
+nothing here knows the machine: the parts get a function ``post`` for their events. ``headrace.engine`` puts them
 together.
 """

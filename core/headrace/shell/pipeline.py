@@ -46,12 +46,16 @@ class Pipeline:
 
     Args:
         stages: plain functions of one request, or generator functions over all of them.
+        holder: kept for as long as the pipeline is: the runtime, which would end it.
         name: of its threads.
     """
 
-    def __init__(self, stages: tuple[Callable[..., Any], ...], name: str = "headrace-pipeline") -> None:
+    def __init__(
+        self, stages: tuple[Callable[..., Any], ...], holder: object = None, name: str = "headrace-pipeline"
+    ) -> None:
         if not stages or not all(map(callable, stages)):
             raise UserError(f"a pipeline needs functions, one or more, as its stages, not {stages!r}")
+        self._holder = holder
         self._latencies: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._served = 0
         self._lock = threading.Lock()

@@ -69,6 +69,7 @@ class Stages:
         self.about_to_wait = about_to_wait
         self.waiting: dict[int, tuple[Source, int]] = {}
         self._live: dict[Source, Job] = {}
+        self._ended = threading.Condition()
         self._feeders: dict[int, int] = {}  # thread that reads for a stage elsewhere → that stage's thread here
         self._key_of = key_of
         self._moving = Moving(
@@ -132,7 +133,9 @@ class Stages:
         try:
             source.pump(steps, lambda: self._post(e.StreamOpened(task)))
         finally:
-            self._live.pop(source, None)
+            with self._ended:
+                self._live.pop(source, None)
+                self._ended.notify_all()
         took_s = perf_counter() - began_s
         if timeline.recorders:
             timeline.record([(key, threading.current_thread().name, began_s, took_s)])
@@ -143,6 +146,11 @@ class Stages:
         thread = threading.Thread(target=context.run, args=(doing,), name="headrace-stage", daemon=True)
         self._threads = {thread for thread in self._threads if thread.is_alive()} | {thread}
         thread.start()
+
+    def wait(self) -> None:
+        """Blocks until no stream is being made any more."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._live)
 
     def cancel(self, error: BaseException, job: Job | None = None) -> None:
         """Ends the streams of a job, or all."""

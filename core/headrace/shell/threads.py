@@ -214,6 +214,11 @@ class SlotThreads:
         if self.stages is not None:
             self.stages.cancel(error, job)
 
+    def wait_for_streams(self) -> None:
+        """Blocks until those that are being made are complete, or not wanted any more."""
+        if self.stages is not None:
+            self.stages.wait()
+
     def _stalled(self, batch: Batch) -> None:
         with batch.reporting:
             if not batch.ended:

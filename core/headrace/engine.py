@@ -1,0 +1,498 @@
+"""The engine of a runtime: the only place where the parts are put together.
+
+    caller's thread ── run(graph) ──┐                             ┌── RunHere ──> mailbox of a slot (shell/threads.py)
+    pool threads ──── SlotRan ──────┼─> lock: Machine.handle() ──>┼── RunAt, Publish, Release, ... ──> ProcessLane
+    headrace-io ───── WorkerRan ────┘        (pure, sched/)       ├── FinishJob, FailJob ──> mailbox of the caller
+    (lanes/processes)                                             └── FinishFuture, ... ──> a future (shell/futures.py)
+
+Any thread that has an event takes the lock, lets the machine decide, and only *enqueues* what it commanded; what
+takes long or runs foreign code (pickling, destructors, future callbacks) happens after the lock has been left.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from headrace import config
+from headrace.errors import ConfigError, InternalError, StreamError, raised_in
+from headrace.graph import Graph
+from headrace.observe import status, timeline
+from headrace.sched import commands as c
+from headrace.sched import events as e
+from headrace.sched.machine import Machine
+from headrace.sched.state import AWAY, DONE, HERE_QUEUED, OPEN
+from headrace.shell.at_once import Progress, rest_of, run_at_once
+from headrace.shell.event_loops import hide_event_loop
+from headrace.shell.futures import After, Futures
+from headrace.shell.interrupts import InterruptShield
+from headrace.shell.jobs import Job, Jobs, Observer, Stored
+from headrace.shell.processes import Processes
+from headrace.shell.threads import SlotThreads
+from headrace.stream.handle import Stream
+
+if TYPE_CHECKING:
+    from headrace.shell.pipeline import Pipeline
+
+EXIT_TIMEOUT_S = 1.0
+_LAUNCH_S_PER_MODULE = 0.4e-3
+"""What a worker imports is much of what its owner has: 350 modules with dask alone (0.15 s), 1,300 with its frames."""
+
+
+class Engine:
+    """What does a :class:`headrace.Runtime`'s work; its methods of the same names say what they do.
+
+    Its threads hold the engine, and not the Runtime: so a Runtime that nobody holds any more is noticed, and
+    :meth:`drop` is called.
+
+    Args:
+        settings: see :class:`headrace.config.Settings`.
+    """
+
+    def __init__(self, settings: config.Settings) -> None:
+        worker = sys.modules.get("headrace.lanes.processes.worker")
+        self._in_worker = worker is not None and worker.in_worker()  # the cores are taken: no pool inside a pool
+        self.settings = dataclasses.replace(settings, lane="inline") if self._in_worker else settings
+        self._pid = os.getpid()
+        self._closed = False
+        self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+        self._lock: Any = threading.RLock()  # see _is_deciding
+        self._shield = InterruptShield()
+        self._machine = self._new_machine()
+        self._jobs = Jobs(self.settings.lane, self._bring)
+        self._threads = SlotThreads(
+            self._jobs, self._post, self._has_slot, self.settings, self._waits_for, self._unfinished
+        )
+        self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
+        self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
+        self._performers: dict[type, Callable[[Any, After], None]] = {
+            c.Release: self._processes.release,
+            c.Expect: self._expect,
+            c.RunAt: self._processes.run,
+            c.Publish: self._processes.publish,
+            c.Revoke: self._processes.revoke,
+            c.Stop: self._processes.stop,
+            c.Launch: self._processes.launch,
+            c.FinishJob: self._end_job,
+            c.FailJob: self._end_job,
+            c.FinishFuture: self._futures.finish,
+            c.FailFuture: self._futures.fail,
+            c.CancelFuture: self._futures.cancel,
+        }
+        status.register(self)
+        _remember(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work."""
+        return not self._closed
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work, or a future that is not done."""
+        return len(self._jobs.by_number) > 1 or bool(self._futures.open)
+
+    def _bring(self, task: int) -> Any:
+        return self._processes.bring(task)
+
+    def _is_running(self, task: int) -> bool:
+        with self._shield, self._lock:
+            found = self._machine.tasks.get(task)
+            return found is not None and found.state in (HERE_QUEUED, AWAY)
+
+    def _has_slot(self, slot: int) -> bool:
+        return slot in self._machine.slots
+
+    def _waits_for(self, task: int) -> tuple[list[int], int | None]:
+        """The unfinished inputs of a task; and the slot that it is in the batch of, if it is."""
+        with self._shield, self._lock:
+            found = self._machine.tasks.get(task)
+            if found is None:
+                return [], None
+            slot = next((slot.id for slot in self._machine.slots.values() if found in slot.batch), None)
+            return [dep.id for dep in found.deps if dep.state != DONE], slot
+
+    def _unfinished(self, job: int) -> list[int]:
+        """The tasks of a job whose values somebody waits for."""
+        with self._shield, self._lock:
+            tasks = self._machine.tasks.values()
+            return [task.id for task in tasks if task.job.id == job and task.wanted and task.state in OPEN]
+
+    def _is_deciding(self) -> bool:
+        """Whether the current thread is in the midst of a change. Then it is a destructor that asks: the garbage
+        collector calls them at any moment. It gets no further decision now, and must not wait for one."""
+        return bool(self._lock._is_owned())
+
+    def _new_machine(self) -> Machine:
+        s = self.settings
+        return Machine(
+            s.num_workers,
+            lane=s.lane,
+            inline_below_s=s.inline_below_s,
+            ahead_s=s.ahead_s,
+            max_deaths=s.max_deaths,
+            idle_timeout_s=s.idle_timeout_s,
+            check=s.check,
+        )
+
+    # ---- graphs
+
+    def run(
+        self,
+        graph: Graph,
+        lane: str | None,
+        limit: int | None,
+        observer: Observer | None,
+        rerun: bool,
+        keep: bool,
+    ) -> list[Any]:
+        if self._is_deciding() or sys.is_finalizing():  # when the interpreter ends, no thread can be started any more
+            self._check_open()
+            known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
+            return [Stored(known[index]) if keep else known[index] for index in graph.outputs]
+        level = self._shield.level(self._threads.nested)
+        show_loop: Callable[[], None] | None = None
+        job: Job | None = None
+        try:
+            self._shield.install()
+            with self._shield:
+                show_loop = hide_event_loop()
+                lane = self._checked_lane(lane, limit)
+                expected_s = None if observer or rerun or lane != "auto" else self._quick_s(graph)
+            if expected_s is not None:
+                progress = self._run_at_once(graph, expected_s)
+                if progress.done == len(graph.calls):
+                    return [Stored(progress.values[i]) if keep else progress.values[i] for i in graph.outputs]
+                graph = rest_of(graph, progress)
+            with self._shield:
+                job, event = self._open(graph, lane, limit, observer)
+            failure = self._drive(job, event)
+            if failure is not None:
+                if rerun and not failure.deaths:
+                    job.recompute(failure.task - job.base)
+                raise job.error(failure.task - job.base, failure.deaths)
+            values = [job.load(index) for index in graph.outputs]
+            self._collected(job)
+        except BaseException:
+            if job is not None:
+                self._abandon(job)
+            raise
+        finally:
+            if show_loop is not None:
+                show_loop()
+            self._shield.uninstall(level)
+        return [Stored(value) for value in values] if keep else values
+
+    def _checked_lane(self, lane: str | None, limit: int | None) -> str:
+        self._check_open()
+        lane = self.settings.lane if lane is None else config.lane_named(lane)
+        if limit is not None and not (isinstance(limit, int) and limit >= 0):
+            raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number, not {limit!r}")
+        return "inline" if self._in_worker else lane
+
+    def _quick_s(self, graph: Graph) -> float | None:
+        """How long the graph will take, if it can be run at once."""
+        if timeline.recorders:
+            return None
+        families = graph.families
+        if graph.literals:
+            families = [f for f, call in zip(families, graph.calls, strict=True) if call is not None]
+        with self._lock:
+            return self._machine.quick_s(families)
+
+    def _run_at_once(self, graph: Graph, expected_s: float) -> Progress:
+        with self._threads.inside():
+            try:
+                progress = run_at_once(graph, expected_s, self.settings.stream_buffer_bytes)
+            except BaseException as error:
+                if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                    error.__traceback__ = error.__traceback__.tb_next.tb_next  # begins with the task's own frame
+                raise
+        self._post(e.QuickTasksRan(progress.ran))
+        return progress
+
+    def _open(
+        self, graph: Graph, lane: str, limit: int | None, observer: Observer | None
+    ) -> tuple[Job, e.JobSubmitted]:
+        job = Job.of_graph(graph, lane, observer, self._bring)
+        outputs: list[int] | range = graph.outputs
+        pinned: Collection[int] = graph.pinned
+        if observer is not None and getattr(observer, "needs_values", True):
+            if lane == "processes":
+                outputs = range(len(graph.calls))
+            else:
+                pinned = range(len(graph.calls))
+        job.wanted = set(outputs)
+        job.pinned = pinned
+        with self._lock:
+            self._jobs.add(job)
+        status.touch()
+        event = e.JobSubmitted(
+            job=job.number,
+            base=job.base,
+            deps=graph.deps,
+            families=graph.families,
+            outputs=outputs,
+            literals=graph.literals,
+            pinned=pinned,
+            lane=lane,
+            limit=limit or self.settings.num_workers,
+            caller=-job.number,
+            nested=self._threads.nested,
+            launch_s=_LAUNCH_S_PER_MODULE * len(sys.modules),
+        )
+        return job, event
+
+    def _drive(self, job: Job, event: e.JobSubmitted) -> c.FailJob | None:
+        """The caller's part: runs what the machine gives to its slot, and calls the observer, until the job is over."""
+        caller = event.caller
+        assert caller is not None
+        self._threads.enter(caller, job.mailbox)
+        item: Any = self._post(event, slot=caller)
+        while True:
+            if item is None:
+                item = job.kept.popleft() if job.kept else job.mailbox.get()
+            kind = type(item)
+            if kind is c.RunHere:
+                item = self._threads.run(item)
+            elif kind is c.FinishJob:
+                return None
+            elif kind is c.FailJob:
+                failed: c.FailJob = item
+                return failed
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                item()
+                item = None
+
+    def _abandon(self, job: Job) -> None:
+        """The caller leaves (Ctrl-C, a failing observer): whatever of its job is under way stops, or is ignored."""
+        with self._shield:
+            self._post(e.JobCancelled(job.number))
+            self._threads.cancel_streams(StreamError("the graph that this stream was part of was cancelled"), job)
+            self._collected(job)
+
+    def _collected(self, job: Job) -> None:
+        """The caller has taken what it wants: forget the job."""
+        with self._shield:
+            self._threads.leave(-job.number)
+            with self._lock:
+                if not self._jobs.remove(job):
+                    return
+                self._processes.forget([job.base + index for index in job.wanted])
+            self._threads.drop_closed()
+            job.errors.clear()  # the frames of their tracebacks lead back to the job
+
+    # ---- futures, and the end
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        self._check_open()
+        if sys.is_finalizing():
+            raise RuntimeError("a Runtime takes no more work while the interpreter ends")
+        if not callable(fn):
+            raise TypeError(f"submit() needs a function to call, not {fn!r}")
+        with self._shield:
+            return self._futures.submit(fn, args, kwargs)
+
+    def stream(self, holder: object, stages: tuple[Callable[..., Any], ...]) -> Pipeline:
+        """A pipeline that holds ``holder`` for as long as it lives."""
+        from headrace.shell.pipeline import Pipeline
+
+        self._check_open()
+        pipeline = Pipeline(stages, holder)
+        self._pipelines.add(pipeline)
+        return pipeline
+
+    def shutdown(self, wait: bool, cancel_futures: bool = False) -> None:
+        self._closed, closed = True, self._closed
+        if self._pid != os.getpid():
+            return
+        if cancel_futures:
+            self._post(e.TasksCancelled(tuple(self._futures.open)))
+        if wait and self._threads.nested:
+            self._closed = closed
+            raise RuntimeError("a task cannot wait for the end of the Runtime that runs it: use shutdown(wait=False)")
+        if wait and not self._is_deciding():
+            self._stop_when_done()
+        else:
+            threading.Thread(target=self._stop_when_done, name="headrace-shutdown", daemon=True).start()
+
+    def drop(self) -> None:
+        """The Runtime is not held by anybody: what was submitted is finished, what is streamed is read, then it ends.
+
+        Called by the garbage collector, at any moment and in any thread, which may hold a lock of ``threading``, ours
+        or somebody else's: so it does not even start a Thread, but has another one start it.
+        """
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        ending = threading.Thread(target=self._stop_when_unused, name="headrace-shutdown", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread is left for this process: it stops when the process ends
+            _thread.start_new_thread(ending.start, ())
+
+    def _stop_when_unused(self) -> None:
+        wait_for_futures(list(self._futures.open.values()))
+        self._threads.wait_for_streams()
+        self._stop_when_done()
+
+    def _stop_when_done(self) -> None:
+        wait_for_futures(list(self._futures.open.values()))
+        self.stop()
+        self._futures.callbacks.join()
+
+    def stop(self) -> None:
+        """Ends it at once: whoever waits for some of its work gets a RuntimeError. Blocks until all is stopped."""
+        self._closed = True
+        for pipeline in list(self._pipelines):
+            pipeline.close()
+        self._threads.stop_watching()
+        self._futures.dropped.close()
+        advice = "let it finish before you call shutdown() or leave the with block"
+        error = RuntimeError(f"this Runtime was shut down while the graph ran; {advice}")
+        with self._shield:
+            with self._lock:
+                fail_futures, close_lane = self._begin_afresh(error)
+            fail_futures()
+        close_lane(EXIT_TIMEOUT_S)
+        self._futures.callbacks.close()
+        self._threads.join()
+        status.unregister(self)
+        _open.discard(self)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Runtime has been shut down; create a new one")
+        if self._pid != os.getpid():
+            raise RuntimeError("this Runtime belongs to the parent process; create one of your own after a fork")
+
+    # ---- events in, commands out
+
+    def _post(self, *events: e.Event, slot: int | None = None) -> c.RunHere | None:
+        """Hands events to the machine and starts what it commands. Returns the next batch for ``slot``, if any."""
+        if self._is_deciding():
+            self._futures.dropped.defer(events)
+            return None
+        mine: c.RunHere | None = None
+        after: After = []
+        with self._shield:
+            with self._lock:
+                try:
+                    if self._futures.dropped:
+                        events = (*self._futures.take_dropped(), *events)
+                    for event in events:
+                        for command in self._machine.handle(event, perf_counter()):
+                            if type(command) is not c.RunHere:
+                                self._performers[type(command)](command, after)
+                            elif self._run_here(command, slot):
+                                mine = command
+                except BaseException as error:
+                    self._crash(error)
+                    if raised_in(error).partition(".")[0] != "headrace":
+                        raise  # the user's code did
+            try:
+                self._processes.flush()
+            finally:
+                for action in after:
+                    action()
+        return mine
+
+    # What performs a command runs under the lock, and only enqueues: nothing here may block or call foreign code.
+
+    def _run_here(self, command: c.RunHere, slot: int | None) -> bool:
+        """Whether the batch is for the current thread, which serves ``slot``; another's is put into its mailbox."""
+        job = self._jobs.by_number.get(command.job)
+        if job is not None:
+            job.tell_started(command.tasks)
+        self._threads.get_ready(command)
+        if command.slot == slot:
+            return True
+        self._threads.put(command)
+        return False
+
+    def _end_job(self, command: c.FinishJob | c.FailJob, after: After) -> None:
+        job = self._jobs.by_number.get(command.job)
+        if job is not None:
+            job.over = True
+            job.mailbox.put(command)
+            if job.streams and type(command) is c.FailJob:
+                self._threads.cancel_streams(StreamError("another task of this stream's graph has failed"), job)
+
+    def _expect(self, command: c.Expect, after: After) -> None:
+        job = self._jobs.of(command.task)
+        stream = None if job is None else job.values.get(command.task - job.base)
+        if type(stream) is Stream:
+            stream.expect(command.readers, command.coming)
+
+    def _crash(self, error: BaseException) -> None:
+        """An invariant broke: every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
+        report = InternalError(f"the scheduler broke: {error!r}")
+        report.__cause__ = error
+        fail_futures, close_lane = self._begin_afresh(report)
+
+        def clear_up() -> None:
+            fail_futures()
+            close_lane(EXIT_TIMEOUT_S)
+
+        threading.Thread(target=clear_up, name="headrace-crash", daemon=True).start()
+
+    def _begin_afresh(self, error: BaseException) -> tuple[Callable[[], None], Callable[[float], None]]:
+        """Forgets all work: whoever waits for some gets ``error``.
+
+        Returns:
+            What is to be called outside the lock: the first fails all futures, the second stops the workers (argument:
+            timeout in seconds).
+        """
+        for job in self._jobs.by_number.values():
+            job.mailbox.put(error)
+        fail_futures = self._futures.forsake(error)
+        self._threads.cancel_streams(StreamError(f"the stream was not complete when its Runtime ended: {error}"))
+        close_lane = self._processes.detach()
+        self._threads.dismiss()
+        self._machine = self._new_machine()
+        self._jobs.reset(self.settings.lane)
+        return fail_futures, close_lane
+
+    # ---- looking in
+
+    def status(self) -> dict[str, Any]:
+        with self._lock:
+            return status.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
+
+
+_open: set[Engine] = set()
+"""Those that have not been stopped."""
+
+
+def _remember(engine: Engine) -> None:
+    if not _open:
+        atexit.register(_stop_all)
+    _open.add(engine)
+
+
+def _stop_all() -> None:
+    """At the interpreter's end: what was submitted is finished, as the executors of the standard library do."""
+    atexit.unregister(_stop_all)
+    for engine in list(_open):
+        engine.shutdown(wait=True)
+    _open.clear()
+
+
+def _forget_in_child() -> None:
+    _open.clear()
+    status.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
