@@ -301,7 +301,7 @@ def test_pool_that_is_a_runtime(scheduler: str, how: str) -> None:
 
 
 def test_pool_that_is_no_runtime_and_persist() -> None:
-    with ThreadPoolExecutor(1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
         inside = pool.submit(threading.get_ident).result()
         assert delayed(threading.get_ident)().persist(scheduler="headrace", pool=pool).compute() == inside
 
