@@ -10,7 +10,7 @@ Rules:
 3. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it
    has made progress, so no task can move to and fro for ever; but a worker that has just started may ask all.
 
-Nothing here looks at all workers: ``roomy``, ``idle`` and ``victims`` are kept up to date by ``note_room``.
+Nothing here looks at all workers: ``roomy``, ``idle_workers`` and ``victims`` are kept up to date by ``note_room``.
 """
 
 from __future__ import annotations

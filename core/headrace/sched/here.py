@@ -37,7 +37,7 @@ UNKNOWN_BATCH = 16
 """Long enough to make the bookkeeping cheap, short enough to give memory back and to change course."""
 
 Choice = tuple[Slot, Task, list[int]]
-"""A slot, the task it should begin with, and the heap on top of which that stands."""
+"""A slot, the task it should begin with, and the heap on top of which that stands. Plain: one is made for each task."""
 
 
 # ---- placing
@@ -85,8 +85,10 @@ def _choose(m: Machine, job: Job) -> Choice | None:
                 if job.lane == "auto":
                     best = _better(m, job.away, pool, best, helper)
             best = _better(m, job.wide, pool, best, helper)
-            if best is not None and best[2] is job.wide and m.busy:
-                best = None  # it is not alone yet: whatever comes after it waits as well, or its turn would never come
+            if best is not None and m.busy:
+                _, _, heap = best
+                if heap is job.wide:
+                    best = None  # it is not alone yet: whatever comes after it waits too, or its turn would never come
     if best is None and job.nested and caller is not None:
         for heap in (job.quick, job.free, job.wide, job.gil, job.away if job.lane == "auto" else []):
             best = _better(m, heap, caller, best)
@@ -100,8 +102,12 @@ def _better(
     if not heap:
         return best
     task = head(m, heap)
-    if task is None or (best is not None and best[1].id < task.id):
+    if task is None:
         return best
+    if best is not None:
+        _, first, _ = best
+        if first.id < task.id:
+            return best
     if helper is not None and task.family.runs and task.family.wall_s < HELP_BELOW_S and not is_stage(task):
         slot = helper
     if slot is None:
@@ -219,11 +225,11 @@ def report(m: Machine, slot: Slot | None, spans: Sequence[e.Span], ended: bool =
         _learn(m, spans, solo, neighbours, beside)
     tasks = m.tasks
     for span in spans:
-        task = tasks.get(span[0])
+        task = tasks.get(span.task)
         if task is None:
             continue
         if task.state == HERE_QUEUED:
-            task.size = span[5]
+            task.size = span.size_bytes
             task.here = True
             done(m, task)
         else:

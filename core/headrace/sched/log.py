@@ -47,7 +47,8 @@ class Log:
         self._entries.append((now, event, commands, weight))
         self._weight += weight
         while self._weight > self._capacity:
-            self._weight -= self._entries.popleft()[3]
+            _, _, _, oldest_weight = self._entries.popleft()
+            self._weight -= oldest_weight
             self.complete = False
 
     def story(self, task: int) -> list[Entry]:

@@ -85,9 +85,8 @@ class Machine:
         self.live = 0  # workers that were launched and not told to stop, and how many of them are up
         self.up = 0
         self.launch_s = 0.15  # what a new worker is expected to cost: see JobSubmitted
-        self.regret_s = (
-            0.0  # work that held the GIL and ran here, while more of it waited, since a worker last did some
-        )
+        # Work that held the GIL and ran here, while more of it waited, since a worker last did some.
+        self.regret_s = 0.0
         self.failed_starts = 0  # workers in a row that died before they were up
         self.roomy: dict[Worker, None] = {}  # usable workers that have room in their queue
         self.idle_workers: dict[Worker, None] = {}  # those that have nothing in it

@@ -32,6 +32,14 @@ MOVE_BELOW = 2.0
 too, and work in this process that is not measured here."""
 STARVED = 0.7
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
+SHORT_RUNS, SHORT_S = 4, 0.008
+LONG_RUNS, LONG_S = 2, 0.060
+"""So many runs beside others, with so many seconds in all, are enough to say so."""
+ALIKE = 0.13
+"""A family that was never seen alone waits for the GIL if its share of a core is that close to an equal one."""
+FORGET = 0.98
+"""With each run here, a cost at a worker that speaks against moving shrinks by this factor: it may have been a bad
+moment, and every now and then a task is sent to find out."""
 BESIDE_S, BLOCKED = 0.005, 0.3
 """A task beside which a neighbour that runs Python gets less than this share of a core keeps the GIL from it."""
 PAYS_BELOW, STAY_S = 1.0, 5.0
@@ -105,7 +113,7 @@ class Family:
         if self.kind == HOLDS:
             self._doubt(wall)
             if self.remote_s > MOVE_BELOW * self.wall_s:
-                self.remote_s *= 0.98  # it may have been a bad moment: every now and then one is sent to find out
+                self.remote_s *= FORGET
         elif cpu >= 0.0:
             if solo:
                 self.solo_wall = 0.5 * self.solo_wall + wall
@@ -194,7 +202,7 @@ class Family:
             if holds:
                 return HOLDS
         runs, wall = self.shared_runs, self.shared_wall
-        if not ((runs >= 4 and wall > 8e-3) or (runs >= 2 and wall > 60e-3)):
+        if not ((runs >= SHORT_RUNS and wall > SHORT_S) or (runs >= LONG_RUNS and wall > LONG_S)):
             return FREE
         share = self.shared_cpu / wall
         if self.solo_wall > 0.0:
@@ -202,7 +210,7 @@ class Family:
         else:
             # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O
             # gets anything.
-            starved = abs(share - 1.0 / (neighbours + 1)) < 0.13
+            starved = abs(share - 1.0 / (neighbours + 1)) < ALIKE
         # While one waits for the GIL, its core is idle. If it is not, a library's own threads are at work, and what it
         # waits for is them (a second call into OpenBLAS waits for the first).
         helped = self.shared_all / wall > neighbours + share

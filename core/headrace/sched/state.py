@@ -116,7 +116,7 @@ class Job:
         self.nested = nested
         self.futures = futures
         self.tasks: list[Task] = []  # of futures none: they come and go
-        # Heaps of ids that may be READY, one for each kind of place (``placement.heap_of``). Entries go stale, and a
+        # Heaps of ids that may be READY, one for each kind of place (``heaps.heap_of``). Entries go stale, and a
         # task may belong in another heap by now: both is put right when the entry comes to the top.
         self.quick: list[int] = []
         self.free: list[int] = []
@@ -161,9 +161,8 @@ class Slot:
         self.wide = False  # runs a task that is parallel inside
         self.gil = False  # runs a task that holds the GIL
         self.stalled = False  # has been at one task for long, which may be waiting for another
-        self.blocked = (
-            False  # waits, or has lent its place to another: replaced in the pool, gone at the end of its batch
-        )
+        # Waits, or has lent its place to another: replaced in the pool, gone at the end of its batch.
+        self.blocked = False
 
 
 class Worker:

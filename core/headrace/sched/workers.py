@@ -42,13 +42,13 @@ def worker_ran(m: Machine, event: e.WorkerRan) -> None:
         arrived_now = set(arrived_now)
     orphans = []
     for span in event.spans:
-        number = span[0]
+        number = span.task
         task = dequeue(m, worker, number)
         if task is None or task.state != AWAY or number not in tasks:
             orphans.append(number)
             continue
         task.family.ran_away(span, worker.id, m.inline_below_s)
-        task.size = span[5]
+        task.size = span.size_bytes
         if number in arrived_now:
             task.here = True
         task.workers = worker.alone
