@@ -6,18 +6,14 @@ Small plain data stays in the database as stock keeps it (:mod:`headrace_airflow
 the node's store (:mod:`headrace_airflow.store`), and the database holds a reference
 (:mod:`headrace_airflow.xcom_reference`). Values are pickled and unpickled here, so in tasks only: the API server and
 the scheduler show the reference's own text. Works under any executor; switched on, it still reads what stock has
-written.
+written. Importing it also gives generator tasks a value (:mod:`headrace_airflow.generators`).
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import os
-import pickle
-import re
-import sys
 import weakref
 from types import GeneratorType
 from typing import Any, Final, NamedTuple, TypeGuard
@@ -26,18 +22,17 @@ from airflow.sdk.bases.xcom import BaseXCom
 
 from headrace.errors import UnpicklableError
 from headrace.store.pickling import pack
-from headrace_airflow import xcom_reducers
+from headrace_airflow import generators, xcom_reducers
 from headrace_airflow.store.client import StoreClient
 from headrace_airflow.store.ledger import Slot
 from headrace_airflow.store.settings import StoreSettings, from_options
+from headrace_airflow.unpickling import unpickle
 from headrace_airflow.xcom_native import verdict
 from headrace_airflow.xcom_reference import describe, from_row, is_reference, to_row
 
-_log = logging.getLogger("airflow.task.headrace")
+generators.install()
 
-_DAG_MODULE: Final = re.compile(r"unusual_prefix_[0-9a-f]+_(?P<stem>.+)")
-"""What Airflow calls the module of a DAG file: the digits are a hash of its path, and the path has the version of its
-bundle. So the same file has another name after a change, or on another host."""
+_log = logging.getLogger("airflow.task.headrace")
 
 _COMPARED_BYTES: Final = 1 << 20
 
@@ -190,9 +185,9 @@ class _Result(NamedTuple):
 
 
 def _get(record: dict[str, Any]) -> Any:
-    data, *buffers = client().get(record)
+    parts = client().get(record)
     try:
-        return _Unpickler(io.BytesIO(data), buffers=buffers).load()
+        return unpickle(parts)
     except Exception as error:
         dag_id, run_id, task_id, _, key = record["slot"]
         _log.error(
@@ -200,24 +195,6 @@ def _get(record: dict[str, Any]) -> Any:
             key, task_id, dag_id, run_id, type(error).__name__,
         )  # fmt: skip
         raise
-
-
-class _Unpickler(pickle.Unpickler):
-    """Finds classes of a DAG file also when the file has another path now: see ``_DAG_MODULE``."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        match = _DAG_MODULE.fullmatch(module)
-        if match is None or module in sys.modules:
-            return super().find_class(module, name)
-        for other in list(sys.modules):
-            found = _DAG_MODULE.fullmatch(other)
-            if found is not None and found["stem"] == match["stem"]:
-                return super().find_class(other, name)
-        raise ModuleNotFoundError(
-            f"the value is of {name}, which stands in the DAG file {match['stem']}.py; other DAGs can read such values "
-            "only if their classes stand in a module that both import",
-            name=module,
-        )
 
 
 def _without_laziness(value: Any, key: str | None) -> Any:

@@ -8,6 +8,7 @@ with these reserved names, so nobody can plant a reference there and have a task
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 CLASSNAME: Final = "headrace.XCom"
@@ -75,6 +76,8 @@ def _shape(value: Any) -> str:
     rows, columns = getattr(value, "num_rows", None), getattr(value, "num_columns", None)
     if isinstance(rows, int):
         return f"{rows} rows × {columns} columns"
+    if isinstance(value, Sequence):
+        return f"{len(value)} items"
     shape = " × ".join(str(int(length)) for length in value.shape)
     dtype = getattr(value, "dtype", None)
     return f"{shape} {dtype}" if dtype is not None and len(value.shape) else shape
