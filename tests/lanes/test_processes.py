@@ -12,11 +12,7 @@ import pytest
 
 from headrace import testing as t
 from headrace.errors import UnpicklableError
-from headrace.sched.events import (
-    TaskUnpicklable,
-    ValuePublished,
-    WorkerRan,
-)
+from headrace.sched.events import TaskUnpicklable, ValuePublished, WorkerRan
 
 MB = 1 << 20
 

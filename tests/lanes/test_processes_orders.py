@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from headrace import testing as t
+from headrace.lanes.processes.parcels import segment_of
 from headrace.sched.events import (
     TaskRaised,
     TasksRevoked,
@@ -28,8 +29,6 @@ def held_at(host: Any, lane: Any, worker: int) -> set[int]:
     """The tasks whose values a worker holds, by what it says itself."""
 
     def look() -> list[int]:
-        import gc
-
         (holdings,) = [o for o in gc.get_objects() if type(o).__name__ == "Holdings"]
         return list(holdings._values)
 
@@ -194,7 +193,8 @@ def test_memory_of_released_values_is_used_again_once_nobody_reads_it(hosted: An
         host.add(99, t.make_array, MB, wanted=True)
         host.execute(lane, 1, 99)
         host.next(ValuePublished, task=99)
-        assert lane._publications._parcels[99][1][2] < 8 * MB
+        _, offset = segment_of(lane._publications._published[99].parcel)
+        assert offset < 8 * MB
 
 
 def test_a_copy_that_nobody_opened_is_given_back_when_its_task_runs_here_too(hosted: Any, tmp_path: Path) -> None:

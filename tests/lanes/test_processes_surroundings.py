@@ -20,7 +20,6 @@ def known_functions(host: Any, lane: Any) -> int:
     """How many functions worker 1 knows, by what it says itself."""
 
     def look() -> int:
-
         (worker,) = [o for o in gc.get_objects() if type(o).__name__ == "Worker"]
         return len(worker._functions)
 

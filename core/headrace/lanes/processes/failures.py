@@ -89,7 +89,7 @@ def revive_failure(failure: Failure) -> BaseException:
     if pickled is not None:
         try:
             error = _load(pickled)
-        except BaseException as problem:
+        except BaseException as problem:  # its class is not there, or its __init__, which may do anything, fails here
             reason = _say(problem)
     if error is None:
         error = _substitute(bases, f"{name}: {text} (the exception itself could not be brought here: {reason})")
@@ -159,7 +159,7 @@ def _substitute(bases: list[str], message: str) -> BaseException:
 def _text(obj: object) -> str:
     try:
         return str(obj)
-    except BaseException:
+    except BaseException:  # the user's __str__, which may raise anything
         return "<its text cannot be made>"
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared, open_parcel, wrap
+from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared, open_parcel, segment_of, wrap
 from headrace.store.pickling import Packed, pack
 from headrace.store.segments import Arena, Atlas
 
@@ -106,7 +106,7 @@ class Holdings:
         value: Any
         try:
             value = self.open(unopened.parcel)
-        except BaseException as error:
+        except BaseException as error:  # it runs users' code, which may raise anything: the failure of whoever asks
             value = _Broken(error)
         with self._lock:
             if task in self._values:
@@ -138,7 +138,7 @@ class Holdings:
 
     def _answer(self, parcel: Parcel) -> None:
         if is_shared(parcel):
-            self.closed.append((parcel[1], parcel[2]))
+            self.closed.append(segment_of(parcel))
 
     def publish(self, task: int) -> tuple[Parcel, bool]:
         """Makes a value readable for everybody.

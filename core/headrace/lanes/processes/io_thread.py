@@ -116,7 +116,7 @@ class IoThread:
         """A bug of ours, or of an observer, must not end this thread: then everything would wait for ever."""
         try:
             doing()
-        except BaseException as error:
+        except BaseException as error:  # see above; and what is closed under a thread that ends is no bug
             if not self._closing:
                 sys.excepthook(type(error), error, error.__traceback__)
 
@@ -157,7 +157,7 @@ class IoThread:
             if peer.kill_at_s == NOW:
                 raise InterruptedError("it was stopped before")
             peer.link = launcher.launch(peer.number)
-        except Exception as error:
+        except Exception as error:  # no process, no descriptor, no memory, no interpreter: the error says which
             peer.dead = True
             self._bury(peer, f"{NOT_STARTED}: {error}", 0)
             self._host.post(WorkerDied(peer.number, None, peer.stopping))
@@ -205,7 +205,6 @@ class IoThread:
             last_words += ops
             if ended or not ops:
                 break
-        running = None
         try:
             self._guarded(lambda: self._receiver.handle(peer, last_words))
         finally:

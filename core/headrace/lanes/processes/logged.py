@@ -61,7 +61,7 @@ class _Reporter(logging.Handler):
             if record.exc_info and not record.exc_text:
                 fields["exc_text"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
             said = marshal.dumps(fields)
-        except Exception:
+        except Exception:  # as handlers of the standard library do: a bad format must not fail the task
             self.handleError(record)
             return
         last = logging.lastResort

@@ -36,6 +36,12 @@ def is_shared(parcel: Parcel) -> bool:
     return type(parcel) is tuple and len(parcel) == 5
 
 
+def segment_of(parcel: Parcel) -> tuple[int, int]:
+    """Where the memory of a shared parcel is: place and offset, by which a segment is known everywhere."""
+    _, place, offset, _, _ = parcel
+    return place, offset
+
+
 def whole(packed: Packed) -> Parcel:
     """A parcel that holds everything itself."""
     return (packed.data, [bytes(buffer) for buffer in packed.buffers]) if packed.buffers else packed.data
@@ -68,7 +74,7 @@ def open_parcel(parcel: Parcel, atlas: Atlas, closed: deque[tuple[int, int]]) ->
     report = functools.partial(closed.append, (place, offset))
     try:
         views = atlas.map(place, offset, length, sizes, report)
-    except BaseException:
+    except BaseException:  # whatever it is: the sending was not read, and whoever sent it waits for the answer
         report()
         raise
     if data is None:

@@ -82,15 +82,16 @@ class Peer:
 
     def blamed_task(self) -> int | None:
         """The task that the worker is at, by its page, or was at when it died."""
-        page = self._page()
+        running, publishing = self._page()
         # What the io thread pickles is rarer and quicker, so if it was at that, that was it.
-        if page[1]:
-            return page[1] - 1
-        if page[0] and self.at.get(page[0] - 1) is SENT:
-            return page[0] - 1
+        if publishing:
+            return publishing - 1
+        if running and self.at.get(running - 1) is SENT:
+            return running - 1
         return None
 
     def _page(self) -> tuple[int, int]:
+        """What the worker runs and what it publishes: a task's id + 1 each, or 0."""
         link = self.link
         if link is None:
             return 0, 0

@@ -15,9 +15,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from headrace.lanes.processes.parcels import Parcel, is_shared, open_parcel, whole, wrap
+from headrace.lanes.processes.parcels import Parcel, is_shared, open_parcel, segment_of, whole, wrap
 from headrace.sched.events import HERE
 from headrace.store.ledger import Ledger
 from headrace.store.pickling import Packed
@@ -25,6 +25,13 @@ from headrace.store.segments import Arena, Atlas
 
 _TRIM_AFTER_TURNS: Final = 10
 _MISSING: Final = object()
+
+
+class _Publication(NamedTuple):
+    """A value that every process can read, and the place that made it so."""
+
+    place: int
+    parcel: Parcel
 
 
 class Publications:
@@ -43,15 +50,16 @@ class Publications:
         self._lock = threading.RLock()
         self._ledger = Ledger()
         self._numbers = itertools.count()
-        self._parcels: dict[int, tuple[int, Parcel]] = {}  # with the place that made it
-        self._segments: dict[tuple[int, int], int] = {}
+        self._published: dict[int, _Publication] = {}
+        self._segments: dict[tuple[int, int], int] = {}  # (place, offset) → its number in the ledger
         self._arena: Arena | None = None
         self._atlas = Atlas()
-        self._fds: dict[int, int] = {}
-        self._dead: set[int] = set()
-        self._idle_turns = 0
+        self._fds: dict[int, int] = {}  # place → the descriptor of its arena
+        self._dead: set[int] = set()  # workers of whose arenas something is still in use
+        self._idle_turns = 0  # of :meth:`tend` in a row in which nothing of the owner's was in use
         self._is_closed = False
-        self._closed_here: deque[tuple[int, int]] = deque()
+        self._closed_here: deque[tuple[int, int]] = deque()  # segments that this process does not map any more
+        # What was loaded, for as long as somebody holds it: asked again, the same object is given.
         self._loaded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     # --- publishing ---------------------------------------------------------------------------------------------------
@@ -63,8 +71,8 @@ class Publications:
             MemoryError: there is no room.
         """
         with self._lock:
-            if task not in self._parcels:
-                self._parcels[task] = HERE, self._wrap(packed)
+            if task not in self._published:
+                self._published[task] = _Publication(HERE, self._wrap(packed))
 
     def published(self, task: int, place: int, parcel: Parcel, reads: bool) -> None:
         """A worker has published a value; ``reads``: it reads it from there itself."""
@@ -72,13 +80,13 @@ class Publications:
             number = self._register(parcel)
             if number is not None and reads:
                 self._ledger.sent(number, place)
-            if task in self._parcels:
+            if task in self._published:
                 self._retire(parcel)  # it was published twice: a worker was slow, its task done elsewhere
             else:
-                self._parcels[task] = place, parcel
+                self._published[task] = _Publication(place, parcel)
 
     def is_published(self, task: int) -> bool:
-        return task in self._parcels
+        return task in self._published
 
     def lend(self, packed: Packed, reader: int) -> Parcel:
         """Makes a parcel that is sent to one reader once and belongs to no task, like the arguments of a call."""
@@ -93,9 +101,9 @@ class Publications:
     def send(self, task: int, reader: int) -> Parcel | None:
         """The parcel of a published value, for a reader which will report that it has closed it; else ``None``."""
         with self._lock:
-            if task not in self._parcels:
+            if task not in self._published:
                 return None
-            parcel = self._parcels[task][1]
+            parcel = self._published[task].parcel
             self._send(parcel, reader)
             return parcel
 
@@ -120,7 +128,7 @@ class Publications:
 
     def _send(self, parcel: Parcel, reader: int) -> None:
         if is_shared(parcel):
-            self._reclaim(self._ledger.sent(self._segments[parcel[1], parcel[2]], reader))
+            self._reclaim(self._ledger.sent(self._segments[segment_of(parcel)], reader))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -145,7 +153,7 @@ class Publications:
         if value is not _MISSING:
             return value
         with self._lock:
-            parcel = self._parcels[task][1]
+            parcel = self._published[task].parcel
             self._send(parcel, HERE)
         value = open_parcel(parcel, self._atlas, self._closed_here)
         try:
@@ -186,14 +194,15 @@ class Publications:
         with self._lock:
             for task in tasks:
                 self._loaded.pop(task, None)
-                found = self._parcels.pop(task, None)
+                found = self._published.pop(task, None)
                 if found is not None:
-                    self._retire(found[1])
+                    self._retire(found.parcel)
 
     def release_made_by(self, place: int, tasks: Iterable[int]) -> None:
         """Like :meth:`release`, for those that this place has published."""
         with self._lock:
-            self.release([task for task in tasks if task in self._parcels and self._parcels[task][0] == place])
+            published = self._published
+            self.release([task for task in tasks if task in published and published[task].place == place])
 
     def worker_died(self, place: int) -> None:
         """It reads nothing any more; what it published stays."""
@@ -206,7 +215,7 @@ class Publications:
 
     def _retire(self, parcel: Parcel) -> None:
         if is_shared(parcel):
-            self._reclaim(self._ledger.released(self._segments[parcel[1], parcel[2]]))
+            self._reclaim(self._ledger.released(self._segments[segment_of(parcel)]))
 
     def _reclaim(self, freed: list[tuple[int, int]]) -> None:
         for place, offset in freed:
@@ -234,7 +243,7 @@ class Publications:
         """Bytes published, values, and segments."""
         return {
             "published_bytes": self._ledger.size_bytes,
-            "values": len(self._parcels),
+            "values": len(self._published),
             "segments": len(self._segments),
         }
 
@@ -257,6 +266,6 @@ class Publications:
             for fd in self._fds.values():
                 os.close(fd)
             self._fds.clear()
-            self._parcels.clear()
+            self._published.clear()
             if self._arena is not None:
                 self._arena.close()

@@ -54,12 +54,13 @@ class Receiver:
         for op, descriptors in ops:
             code = op[0]
             if code == wire.RAN:
-                _, span, how, value = op
-                task = span[0]
+                _, fields, how, value = op
+                span = Span._make(fields)
+                task = span.task
                 if how == wire.PARCELLED:
                     try:
                         value = open_whole(value)
-                    except BaseException as error:
+                    except BaseException as error:  # it runs users' code, which may raise anything, in the io thread
                         self._host.fail(task, error)
                         failed.append(task)
                         continue
@@ -68,7 +69,7 @@ class Receiver:
                     arrived.append(task)
                 if task in at:
                     at[task] = HELD
-                spans.append(Span._make(span))
+                spans.append(span)
                 continue
             if spans or failed:
                 self._report(peer, spans, arrived, failed)

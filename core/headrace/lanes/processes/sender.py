@@ -16,7 +16,7 @@ from headrace.lanes.processes import surroundings, wire
 from headrace.lanes.processes.failures import explain_unpicklable, must_stay
 from headrace.lanes.processes.functions import Functions
 from headrace.lanes.processes.host import Host
-from headrace.lanes.processes.parcels import Parcel, is_shared, whole
+from headrace.lanes.processes.parcels import Parcel, is_shared, segment_of, whole
 from headrace.lanes.processes.peer import HELD, SENT, Order, Peer
 from headrace.lanes.processes.publications import Publications
 from headrace.lanes.processes.wire import Op, Record
@@ -90,7 +90,7 @@ class Sender:
     def _follow(self, peer: Peer, frame: _Frame) -> None:
         """The worker looks for files and modules where the owner does."""
         directory = surroundings.directory()
-        if peer.told is None or peer.told[1] != directory or peer.told[0] != sys.path:
+        if peer.told != (sys.path, directory):
             path = [p for p in sys.path if type(p) is str]
             if peer.told is None:
                 frame.order(wire.SETUP, path, directory, self._small_bytes)
@@ -138,7 +138,7 @@ class Sender:
                 # In no local variable: the frames of the cause's traceback lead back to this one.
                 self._host.fail(task, explain_unpicklable(str(error), self._host.key_of(task), error.__cause__, stays))
                 events.append(TaskUnpicklable(task, peer.number, stays))
-            except BaseException as error:
+            except BaseException as error:  # pickling runs users' code: what that raises is the failure of its task
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise
                 self._host.fail(task, error)
@@ -160,8 +160,9 @@ class Sender:
         fn, args, kwargs, holes = call
         number, packed = self._functions.number(base, fn, peer.variant)
         if number not in peer.functions:
-            frame.ops.append((wire.FUNCTION, number, self._publications.lend(packed, peer.number)))
-            self._attach(peer, frame, frame.ops[-1][2])
+            function = self._publications.lend(packed, peer.number)
+            self._attach(peer, frame, function)
+            frame.ops.append((wire.FUNCTION, number, function))
             peer.functions.add(number)
         if holes:
             for dep in self._host.deps_of(task):
@@ -212,7 +213,7 @@ class Sender:
         """The first time that a worker is sent to somebody's arena it gets the descriptor."""
         if not is_shared(parcel):
             return
-        place: int = parcel[1]
+        place, _ = segment_of(parcel)
         if place != peer.number and place not in peer.arenas:
             # Before everything else in the frame: a value that lies there may stand before.
             frame.ops.insert(0, (wire.ATTACH, place))

@@ -165,7 +165,7 @@ class Worker:
     def _run_batch(self, batch: list[Record]) -> None:
         pending, page, outbox = self._pending, self._page, self._outbox
         for record in batch:
-            self._current = task = record[0]
+            self._current = task = record[0]  # unpacking all of it only for its id would take longer
             # A record that is not there any more was revoked; the same task may have come again since.
             if pending.get(task) is not record or pending.pop(task, None) is None:
                 continue
@@ -201,7 +201,7 @@ class Worker:
         except NotHereError:
             self._give_back([task])
             return
-        except BaseException as error:
+        except BaseException as error:  # a task may raise anything, SystemExit included, and the worker goes on
             if self._forked:
                 self._end_child(error)
             self._fail(task, error, began)
@@ -252,7 +252,7 @@ class Worker:
                     elif wanted:
                         published = self._holdings.publish_new(task, value, packed)
                     del packed
-            except BaseException as error:
+            except BaseException as error:  # pickling runs users' code, which may raise anything
                 if self._forked:
                     self._end_child(error)
                 if wanted:
@@ -386,7 +386,7 @@ class Worker:
             self._outbox.append((wire.PUBLISHED, task, parcel, reads))
         except NotHereError:
             pass  # dropped in the meantime: nobody waits for the answer
-        except BaseException as error:
+        except BaseException as error:  # pickling runs users' code: not even SystemExit may end this thread
             self._holdings.drop((task,), lambda _: False)
             self._fail_result(task, error)
         finally:
