@@ -11,7 +11,6 @@ takes long or runs foreign code (pickling, destructors, future callbacks) happen
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import dataclasses
@@ -27,6 +26,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace import config
+from headrace.background import start_aside
 from headrace.errors import ConfigError, InternalError, StreamError, raised_in
 from headrace.graph import Graph
 from headrace.observe import status, timeline
@@ -67,13 +67,20 @@ class Engine:
         self.settings = dataclasses.replace(settings, lane="inline") if self._in_worker else settings
         self._pid = os.getpid()
         self._closed = False
+        self._retired = False  # the interpreter ends, and graphs of its last destructors run at once
         self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._lock: Any = threading.RLock()  # see _is_deciding
         self._shield = InterruptShield()
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
         self._threads = SlotThreads(
-            self._jobs, self._post, self._has_slot, self.settings, self._waits_for, self._unfinished
+            self._jobs,
+            self._post,
+            self._has_slot,
+            self.settings,
+            self._waits_for,
+            self._unfinished,
+            self._threads_failed,
         )
         self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
@@ -158,8 +165,9 @@ class Engine:
         rerun: bool,
         keep: bool,
     ) -> list[Any]:
-        if self._is_deciding() or sys.is_finalizing():  # when the interpreter ends, no thread can be started any more
-            self._check_open()
+        if self._is_deciding() or self._retired or sys.is_finalizing():  # then no thread can be started any more
+            if not self._retired:
+                self._check_open()
             known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
             return [Stored(known[index]) if keep else known[index] for index in graph.outputs]
         level = self._shield.level(self._threads.nested)
@@ -328,20 +336,23 @@ class Engine:
         if wait and not self._is_deciding():
             self._stop_when_done()
         else:
-            threading.Thread(target=self._stop_when_done, name="headrace-shutdown", daemon=True).start()
+            start_aside(self._stop_when_done, "headrace-shutdown")
+
+    def retire(self) -> None:
+        """The interpreter ends."""
+        self._retired = True
+        self.shutdown(wait=True)
 
     def drop(self) -> None:
         """The Runtime is not held by anybody: what was submitted is finished, what is streamed is read, then it ends.
 
-        Called by the garbage collector, at any moment and in any thread, which may hold a lock of ``threading``, ours
-        or somebody else's: so it does not even start a Thread, but has another one start it.
+        Called by the garbage collector, at any moment and in any thread, whatever locks it holds.
         """
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
-        ending = threading.Thread(target=self._stop_when_unused, name="headrace-shutdown", daemon=True)
         with contextlib.suppress(RuntimeError):  # no thread is left for this process: it stops when the process ends
-            _thread.start_new_thread(ending.start, ())
+            start_aside(self._stop_when_unused, "headrace-shutdown")
 
     def _stop_when_unused(self) -> None:
         wait_for_futures(list(self._futures.open.values()))
@@ -396,7 +407,7 @@ class Engine:
                         for command in self._machine.handle(event, perf_counter()):
                             if type(command) is not c.RunHere:
                                 self._performers[type(command)](command, after)
-                            elif self._run_here(command, slot):
+                            elif self._run_here(command, slot, after):
                                 mine = command
                 except BaseException as error:
                     self._crash(error)
@@ -411,15 +422,15 @@ class Engine:
 
     # What performs a command runs under the lock, and only enqueues: nothing here may block or call foreign code.
 
-    def _run_here(self, command: c.RunHere, slot: int | None) -> bool:
+    def _run_here(self, command: c.RunHere, slot: int | None, after: After) -> bool:
         """Whether the batch is for the current thread, which serves ``slot``; another's is put into its mailbox."""
         job = self._jobs.by_number.get(command.job)
         if job is not None:
             job.tell_started(command.tasks)
-        self._threads.get_ready(command)
+        self._threads.get_ready(command, after)
         if command.slot == slot:
             return True
-        self._threads.put(command)
+        self._threads.put(command, after)
         return False
 
     def _end_job(self, command: c.FinishJob | c.FailJob, after: After) -> None:
@@ -446,7 +457,11 @@ class Engine:
             fail_futures()
             close_lane(EXIT_TIMEOUT_S)
 
-        threading.Thread(target=clear_up, name="headrace-crash", daemon=True).start()
+        start_aside(clear_up, "headrace-crash")
+
+    def _threads_failed(self, error: BaseException) -> None:
+        with self._lock:
+            self._crash(error)
 
     def _begin_afresh(self, error: BaseException) -> tuple[Callable[[], None], Callable[[float], None]]:
         """Forgets all work: whoever waits for some gets ``error``.
@@ -486,7 +501,7 @@ def _stop_all() -> None:
     """At the interpreter's end: what was submitted is finished, as the executors of the standard library do."""
     atexit.unregister(_stop_all)
     for engine in list(_open):
-        engine.shutdown(wait=True)
+        engine.retire()
     _open.clear()
 
 

@@ -136,6 +136,7 @@ def _hosted(workers: int = 1, **settings: Any) -> Iterator[tuple[FakeHost, Proce
     try:
         if workers:
             lane.launch(range(1, workers + 1))
+            lane.flush()
             for worker in range(1, workers + 1):
                 host.next(WorkerStarted, worker=worker)
         yield host, lane

@@ -175,6 +175,7 @@ def test_workers_can_be_killed_at_any_moment(hosted: Any) -> None:
     with hosted(0) as (host, lane):
         for life in range(1, 25):
             lane.launch([life])
+            lane.flush()
             for i in range(50):
                 host.add(life * 100 + i, t.make_array, 50_000 + i * 8, wanted=True)
             lane.run(life, range(life * 100, life * 100 + 50))
@@ -309,6 +310,7 @@ def test_close_kills_what_runs_and_may_be_repeated(hosted: Any, tmp_path: Path) 
         assert time.monotonic() - before < 2
         run(host, lane, 1, 0)
         lane.launch([3])
+        lane.flush()
         assert lane.status() == []
         assert not host.of(TasksRevoked)
 

@@ -56,6 +56,7 @@ def test_workers_start_and_stop(hosted: Any) -> None:
 def test_a_worker_killed_while_it_starts_is_reported(hosted: Any) -> None:
     with hosted(0) as (host, lane):
         lane.launch([1])
+        lane.flush()
         lane.stop(1, kill=True)
         assert host.next(WorkerDied) == WorkerDied(1, None, expected=True)
 
@@ -64,6 +65,7 @@ def test_a_worker_that_cannot_be_started_is_reported(hosted: Any, monkeypatch: p
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with hosted(0) as (host, lane):
         lane.launch([1])
+        lane.flush()
         assert host.next(WorkerDied) == WorkerDied(1, None)
         assert lane.obituary(1)[0].startswith("not started: ")
 

@@ -50,6 +50,7 @@ def test_workers_follow_the_owner_s_directory_and_path(
 def test_modules_are_imported_in_advance_and_wrong_guesses_are_harmless(hosted: Any) -> None:
     with hosted(0) as (host, lane):
         lane.launch([1], ["no_such_module", "colorsys"])
+        lane.flush()
         tasks = itertools.count()
 
         def imported() -> bool:

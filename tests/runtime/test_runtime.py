@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import gc
 import itertools
 import threading
@@ -152,6 +153,16 @@ def test_a_future_that_is_done_does_not_hold_its_arguments(rt: Runtime) -> None:
     future = rt.submit(len, value)
     del value
     assert future.result() == 1 << 7
+    testing.wait_until(lambda: gone() is None)
+
+
+def test_what_a_function_holds_goes_with_it(rt: Runtime) -> None:
+    value = testing.make_array(1 << 10)
+    gone = weakref.ref(value)
+    assert rt.submit(functools.partial(len, value)).result() == 1 << 7
+    call = functools.partial(len, value), (), None, ()
+    assert rt.run(Graph(["a"], [call], [()], ["f"], [0])) == [1 << 7]
+    del value, call
     testing.wait_until(lambda: gone() is None)
 
 

@@ -39,9 +39,14 @@ def test_the_end_of_a_batch_is_not_told_before_what_was_taken_from_it() -> None:
     jobs = Jobs("inline", lambda task: None)
     job = Job.of_graph(independent(stalled.wait, 20, count=3), "inline", None, lambda task: None)
     jobs.add(job)
-    threads = SlotThreads(jobs, post, lambda slot: True, Settings(), lambda task: ([], None), lambda job: [])
+    threads = SlotThreads(
+        jobs, post, lambda slot: True, Settings(), lambda task: ([], None), lambda job: [], lambda error: None
+    )
     batch = c.RunHere(-1, job.number, [job.base, job.base + 1, job.base + 2], 1.0, patience_s=0.002, measured=True)
-    threads.get_ready(batch)
+    after: list[Any] = []
+    threads.get_ready(batch, after)
+    (start,) = after
+    start()
     threads.run(batch)
     threads.stop_watching()
     assert told == [e.SlotStalled, e.SlotRan]
@@ -58,3 +63,14 @@ def test_many_callers_whose_batches_stall(lane: str) -> None:
         for caller in callers:
             caller.join()
     assert results == [[1] * 5] * 8
+
+
+@pytest.mark.parametrize("lane", ["auto", "inline", "threads"])
+def test_what_has_run_before_a_long_task_is_there_at_once(lane: str) -> None:
+    gate = threading.Event()
+    with Runtime(lane=lane, num_workers=2, check=True) as rt:
+        rt.submit(gate.wait, 0).result()  # it is known for a quick one
+        first, second, long = [rt.submit(gate.wait, seconds) for seconds in (0, 0, 60)]
+        assert (first.result(timeout=30), second.result(timeout=30), long.done()) == (False, False, False)
+        gate.set()
+        assert long.result(timeout=30)

@@ -157,8 +157,9 @@ class World(FakeShell):
         self.post(event)
 
     def _stall(self, slot: FakeSlot) -> None:
-        returned, slot.pending, slot.stalled = list(slot.pending), deque(), True
-        self.post(e.SlotStalled(slot.number, returned))
+        event = e.SlotStalled(slot.number, slot.spans, list(slot.pending))
+        slot.spans, slot.pending, slot.stalled = [], deque(), True
+        self.post(event)
 
     def await_future(self, slot: FakeSlot, task: int) -> None:
         """The task that a slot is at waits for a future; if the thread is one of the pool, its slot is blocked."""

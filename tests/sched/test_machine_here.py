@@ -122,10 +122,19 @@ def test_many_that_hold_the_gil_have_workers_started() -> None:
 def test_a_stalled_slot_gives_the_rest_to_another() -> None:
     d = Driver()
     d.submit([()] * 3, outputs=range(3))
-    assert d(e.SlotStalled(CALLER, [101, 102])) == [here(1, 101, quick=False)]
+    assert d(e.SlotStalled(CALLER, [], [101, 102])) == [here(1, 101, quick=False)]
     assert d(ran(1, 101)) == [here(1, 102, quick=False)]
     assert d(ran(CALLER, 100)) == []
     assert d(ran(1, 102)) == [c.FinishJob(1)]
+
+
+def test_what_a_stalled_slot_has_run_is_there_for_others() -> None:
+    d = Driver()
+    d.submit([(), (), (0,)], outputs=[1, 2])
+    stalled = e.SlotStalled(CALLER, [span(100)], [102])
+    assert d(stalled) == [here(1, 102, quick=False)]
+    assert d(ran(CALLER, 101)) == []
+    assert d(ran(1, 102))[-1] == c.FinishJob(1)
 
 
 def test_lane_threads_leaves_the_caller_alone() -> None:
@@ -189,7 +198,7 @@ def test_a_batch_that_stalls_before_it_begins_loses_nothing() -> None:
     (run,) = d.submit([()] * 3, outputs=range(3))
     assert run.slot == CALLER
     # The caller has been given no processor since: all is taken from it, and it is not idle before it says so.
-    (elsewhere,) = d(e.SlotStalled(CALLER, run.tasks))
+    (elsewhere,) = d(e.SlotStalled(CALLER, [], run.tasks))
     assert elsewhere.slot != CALLER
     assert elsewhere.tasks == run.tasks
     assert d(e.SlotRan(CALLER, [], ())) == []

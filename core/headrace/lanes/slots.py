@@ -12,6 +12,7 @@ A task whose value is a generator ends its batch, because its thread goes on wit
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter, process_time, thread_time
 from typing import Any, NamedTuple, Protocol
 
+from headrace.background import Background
 from headrace.sched.events import Span
 from headrace.stream.handle import STREAMS
 
@@ -48,7 +50,8 @@ class Values(Protocol):
 
 
 class Batch:
-    """The tasks a slot has been given. ``pending`` may be emptied from the right by the watch thread at any time.
+    """The tasks a slot has been given. At any time the watch thread may empty ``pending``, from the right, and report
+    ``spans``.
 
     Who does that holds ``reporting`` until it has said so: :meth:`end` waits for it, so that nobody hears of the end of
     a batch first, and takes the slot for free while some of its tasks are in nobody's hands.
@@ -76,7 +79,7 @@ class Batch:
         self.stalled = False  # has been reported once
         self.blocked = False  # likewise
         self.ended = False
-        self.spans: list[Span] = []  # of what has run and is not reported yet
+        self.spans: deque[Span] = deque()  # of what has run and is not reported yet
         self.thread = 0
         self.reporting = threading.Lock()
         # When its present task began. Before the first one has, the batch cannot stall: if all of it could be taken
@@ -100,10 +103,13 @@ class Batch:
             return taken[::-1]
 
     def take_spans(self) -> list[Span]:
-        """Removes and returns what is to be reported; for the thread that runs the batch."""
-        taken = self.spans[:]
-        self.spans.clear()
-        return taken
+        """Removes and returns what is to be reported; safe from any thread, each span is returned once."""
+        taken: list[Span] = []
+        try:
+            while True:
+                taken.append(self.spans.popleft())
+        except IndexError:
+            return taken
 
 
 class Opening:
@@ -182,9 +188,10 @@ def run_batch(
                 wall = end - start
                 cpu = min(wall, cpu + queued)
             width = (process_time() - width) / wall if wall > 0.0 else 1.0
-        spans.append(Span(task, start, end - start, cpu, width, -1, 0.0))
+        span = Span(task, start, end - start, cpu, width, -1, 0.0)
         if after is not None:
-            after(spans[-1])
+            after(span)
+        spans.append(span)
         if end >= deadline:
             break
         start = end
@@ -210,7 +217,7 @@ def queued_s() -> float:
 
 class Watch:
     """A daemon thread that notices batches of presumably quick tasks that are stuck in one. Sleeps for good while no
-    such batch runs. Not more than one thread at a time may start it.
+    such batch runs.
 
     Args:
         stalled: called from the watch thread with a batch whose rest should go elsewhere.
@@ -223,17 +230,12 @@ class Watch:
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._next_s = math.inf  # when it will look again
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._thread = Background(self._run, "headrace-watch")
 
     def start(self) -> None:
         """Starts the thread, unless there is one, or none is left for this process: then batches run unwatched."""
-        if self._thread is None and not self._closed:
-            thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                return
-            self._thread = thread
+        with contextlib.suppress(RuntimeError):
+            self._thread.start()
 
     def begin(self, batch: Batch) -> None:
         self._batches.add(batch)
@@ -246,8 +248,8 @@ class Watch:
     def close(self) -> None:
         self._closed = True
         self._wake.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(1.0)
+        self._thread.cancel()
+        self._thread.join(1.0)
 
     def _run(self) -> None:
         while not self._closed:

@@ -98,9 +98,11 @@ class SlotRan:
 
 
 class SlotStalled(NamedTuple):
-    """A slot is busy with one task for long; the rest of its batch was taken away from it unstarted."""
+    """A slot is busy with one task for long: ``spans`` ran before it, and the rest of its batch was taken away from it
+    unstarted."""
 
     slot: int
+    spans: Sequence[Span]
     returned: Sequence[int]
 
 

@@ -238,12 +238,10 @@ def report(m: Machine, slot: Slot | None, spans: Sequence[e.Span], ended: bool =
 
 def slot_stalled(m: Machine, event: e.SlotStalled) -> None:
     slot = m.slots.get(event.slot)
+    report(m, slot, event.spans)
     if slot is not None and slot.job is not None:
-        returned = set(event.returned)
-        slot.batch = [task for task in slot.batch if task.id not in returned]
+        _keep_present(slot, event)
         slot.stalled = True
-        if slot.batch:
-            slot.batch[-1].family.stalled()  # those before it have run and only not been reported
         if slot.job.quick_slot is slot:
             slot.job.quick_slot = None
     take_back(m, event.returned)  # whatever is known of the slot: nobody else has them
@@ -254,12 +252,17 @@ def slot_blocked(m: Machine, event: e.SlotBlocked) -> None:
     slot = m.slots.get(event.slot)
     report(m, slot, event.spans)
     if slot is not None and slot.job is not None and not slot.caller and not slot.blocked:
-        gone = {*event.returned, *[span.task for span in event.spans]}
-        slot.batch = [task for task in slot.batch if task.id not in gone]
-        if slot.batch:
-            slot.batch[-1].family.stalled()
+        _keep_present(slot, event)
         give_away(m, slot)
     take_back(m, event.returned)
+
+
+def _keep_present(slot: Slot, event: e.SlotStalled | e.SlotBlocked) -> None:
+    """Of a slot's batch only the task that it is at remains; or what has been run since, and is not reported yet."""
+    gone = {*event.returned, *[span.task for span in event.spans]}
+    slot.batch = [task for task in slot.batch if task.id not in gone]
+    if slot.batch:
+        slot.batch[-1].family.stalled()
 
 
 def give_away(m: Machine, slot: Slot) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Final
 
+from headrace.background import Background
+
 _log: Final = logging.getLogger(__name__)
 
 
@@ -21,18 +23,18 @@ class Callbacks:
     def __init__(self) -> None:
         self._queue: SimpleQueue[tuple[Callable[[Any], object], Any] | None] = SimpleQueue()
         self._lock = threading.RLock()  # a destructor may add a callback at any moment
-        self._thread: threading.Thread | None = None
+        self._thread = Background(self._run, "headrace-callbacks")
         self._closed = False
 
     def call(self, callback: Callable[[Any], object], future: Any) -> None:
         """Has ``callback(future)`` called soon. What it raises is logged, as ``concurrent.futures`` does."""
         with self._lock:
-            if not self._closed:
+            closed = self._closed
+            if not closed:
                 self._queue.put((callback, future))
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="headrace-callbacks", daemon=True)
-                    self._thread.start()
-                return
+        if not closed:
+            self._thread.start()
+            return
         callback(future)  # the future ended in the very moment of the shutdown: no task is kept waiting any more
 
     def close(self) -> None:
@@ -43,9 +45,7 @@ class Callbacks:
 
     def join(self) -> None:
         """After :meth:`close`: returns when the last callback has returned, unless called by one."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
+from headrace.background import Background
 from headrace.sched.events import Event
 
 T = TypeVar("T")
@@ -38,21 +39,18 @@ class Dropped:
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = Background(self._run, "headrace-dropped")
 
     def __bool__(self) -> bool:
         return bool(self._tasks or self._events)
 
     def start(self) -> None:
-        """Starts the thread, unless it runs. Not to be called by several threads at once.
+        """Starts the thread, unless it runs; not under the runtime's lock.
 
         Raises:
             RuntimeError: no thread is left for this process.
         """
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="headrace-dropped", daemon=True)
-            thread.start()
-            self._thread = thread
+        self._thread.start()
 
     def note(self, task: int) -> None:
         """Called by the finalizer of a future: anywhere, in any thread, also under the runtime's lock."""
@@ -76,8 +74,8 @@ class Dropped:
         """Ends the thread."""
         self._stop.set()
         self._wake.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(1.0)
+        self._thread.cancel()
+        self._thread.join(1.0)
 
     def _run(self) -> None:
         while not self._stop.is_set():

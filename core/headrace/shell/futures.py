@@ -136,8 +136,8 @@ class Futures:
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RuntimeFuture:
         """Makes a task of a call, whose arguments may contain futures of ours."""
         call, deps = self._call(fn, args, kwargs)
+        self.dropped.start()
         with self._lock:
-            self.dropped.start()
             task = self._jobs.new_future()
         job, future = self._jobs.futures, RuntimeFuture(self, task)
         job.calls[task] = call

@@ -8,6 +8,7 @@ RunHere ──> mailbox of the slot ──> lanes.slots.run_batch ──> SlotRa
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from headrace.config import Settings
 from headrace.lanes.slots import Batch, Failure, Opening, Watch, run_batch
 from headrace.sched import commands as c
 from headrace.sched import events as e
+from headrace.shell.futures import After
 from headrace.shell.jobs import Job, Jobs
 
 if TYPE_CHECKING:  # most programs have no stream
@@ -42,6 +44,7 @@ class SlotThreads:
         settings: for streams.
         waits_for: given a task that has not begun, those that it waits for; if it is in the batch of a slot, that slot.
         unfinished: given a job, the tasks that its caller waits for.
+        failed_to_start: told why a thread could not be started.
     """
 
     def __init__(
@@ -52,17 +55,19 @@ class SlotThreads:
         settings: Settings,
         waits_for: Callable[[int], tuple[list[int], int | None]],
         unfinished: Callable[[int], list[int]],
+        failed_to_start: Callable[[BaseException], object],
     ) -> None:
         self._jobs = jobs
         self._post = post
         self._exists = exists
         self._local = threading.local()
         self._mailboxes: dict[int, SimpleQueue[Any]] = {}
-        self._threads: list[threading.Thread] = []
+        self._threads: set[threading.Thread] = set()  # those that have been started
         self._batches: dict[int, Batch] = {}
         self._watch = Watch(self._stalled)
         self._waits_for = waits_for
         self._unfinished = unfinished
+        self._failed_to_start = failed_to_start
         self._settings = settings
         self.stages: Stages | None = None  # made with the first stream
         self._making = threading.Lock()
@@ -103,23 +108,33 @@ class SlotThreads:
         """The caller does not wait any more."""
         self._mailboxes.pop(slot, None)
 
-    def get_ready(self, command: c.RunHere) -> None:
-        """Starts what a batch needs. Under the runtime's lock, inside the shield: whatever a signal's handler raises
-        while a thread is being started tears it."""
-        if command.patience_s:
-            self._watch.start()
+    # Threads are started after the lock has been left: see background.py. And inside the shield: whatever a signal's
+    # handler raises while a thread is being started tears it.
 
-    def put(self, command: c.RunHere) -> None:
+    def get_ready(self, command: c.RunHere, after: After) -> None:
+        """Has what a batch needs started. Under the runtime's lock."""
+        if command.patience_s:
+            after.append(self._watch.start)
+
+    def put(self, command: c.RunHere, after: After) -> None:
         """Hands a batch to the thread of its slot. Under the runtime's lock; does not block."""
         slot = command.slot
         mailbox = self._mailboxes.get(slot)
         if mailbox is None:
             mailbox = self._mailboxes[slot] = SimpleQueue()
-            thread = threading.Thread(target=self._serve, args=(slot, mailbox), name=f"headrace-{slot}", daemon=True)
-            self._threads = [t for t in self._threads if t.is_alive()]
-            self._threads.append(thread)
-            thread.start()
+            after.append(functools.partial(self._start, slot, mailbox))
         mailbox.put(command)
+
+    def _start(self, slot: int, mailbox: SimpleQueue[Any]) -> None:
+        thread = threading.Thread(target=self._serve, args=(slot, mailbox), name=f"headrace-{slot}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread is left for this process
+            self._failed_to_start(error)
+            raise
+        self._threads.add(thread)
+        for ended in [thread for thread in list(self._threads) if not thread.is_alive()]:
+            self._threads.discard(ended)
 
     def _serve(self, slot: int, mailbox: SimpleQueue[Any]) -> None:
         while True:
@@ -222,7 +237,7 @@ class SlotThreads:
     def _stalled(self, batch: Batch) -> None:
         with batch.reporting:
             if not batch.ended:
-                self._post(e.SlotStalled(batch.slot, batch.take_back()))
+                self._post(e.SlotStalled(batch.slot, batch.take_spans(), batch.take_back()))
 
     def drop_closed(self) -> None:
         """Takes from every batch what belongs to a job that is not open any more."""
@@ -245,6 +260,6 @@ class SlotThreads:
         """Waits a moment for the threads that were dismissed, and those of streams that were cancelled."""
         if self.stages is not None:
             self.stages.join(_JOIN_S)
-        for thread in self._threads:
+        for thread in list(self._threads):
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)

@@ -11,6 +11,7 @@ it is another function: it has another number, and is opened after they follow t
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -24,6 +25,9 @@ _MOST_FUNCTIONS: Final = 4096
 _MOST_BYTES: Final = 64 << 20
 _MOST_VARIANTS: Final = 256
 
+FUTURES_BASE: Final = 0
+"""Of the ids in the one job that never ends: its functions come and go."""
+
 _Place: TypeAlias = tuple[int, int]
 """Id of a function and the variant of the states under which it is opened."""
 
@@ -35,8 +39,8 @@ class Functions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Keyed by id: callables need not be hashable. The function itself is kept, so that its id stays its own.
-        self._jobs: OrderedDict[int, dict[_Place, tuple[Callable[..., Any], int, Packed]]] = OrderedDict()
+        # Keyed by id: callables need not be hashable. What is first in an entry sees to it that the id stays its own.
+        self._jobs: OrderedDict[int, dict[_Place, tuple[Any, int, Packed]]] = OrderedDict()
         self._known: dict[tuple[bytes, int], tuple[int, Packed]] = {}
         self._variants: dict[frozenset[tuple[str, bytes]], int] = {}
         self._next_variant = 0
@@ -85,7 +89,10 @@ class Functions:
                     self._known[packed.data, variant] = known
             while job not in self._jobs and len(self._jobs) >= _MOST_JOBS:
                 self._jobs.popitem(last=False)
-            self._jobs.setdefault(job, {})[id(fn), variant] = fn, *known
+            table = self._jobs.setdefault(job, {})
+            holder = _holder(fn, table, (id(fn), variant), lasts=job == FUTURES_BASE)
+            if holder is not None:
+                table[id(fn), variant] = holder, *known
             return known
 
     def _forget_all(self) -> None:
@@ -93,3 +100,12 @@ class Functions:
         self._known.clear()
         self._bytes = 0
         self.oldest = self._next
+
+
+def _holder(fn: Callable[..., Any], table: dict[_Place, Any], place: _Place, lasts: bool) -> Any:
+    """What is kept of a function while it has an entry: a weak reference, which takes the entry with it; a method may
+    hold as much as its object does. Or itself, where there are none to it, unless its job ``lasts``."""
+    try:
+        return weakref.ref(fn, lambda _: table.pop(place, None))
+    except TypeError:
+        return None if lasts else fn

@@ -17,12 +17,12 @@ import functools
 import os
 import selectors
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from headrace.background import Background
 from headrace.errors import NOT_STARTED
 from headrace.lanes.processes import launcher
 from headrace.lanes.processes.host import Host
@@ -70,10 +70,11 @@ class IoThread:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="headrace-io", daemon=True)
+        self._thread = Background(self._run, "headrace-io")
         self._next_tick_s = self._next_sample_s = 0.0
 
     def start(self) -> None:
+        """Starts the thread, unless it runs or the lane is closed; under no lock."""
         self._thread.start()
 
     def ask(self, doing: Doing) -> None:
@@ -92,13 +93,14 @@ class IoThread:
         """The worker's socket is full: the thread sends the rest once there is room."""
         self.ask(lambda: self._watch(peer, selectors.EVENT_READ | selectors.EVENT_WRITE))
 
-    def close(self, timeout_s: float) -> bool:
-        """Kills all workers and ends; says whether the thread has ended in time."""
+    def close(self, timeout_s: float) -> None:
+        """Kills all workers and ends; waits no longer than this for the thread."""
         self._closing = True
-        self.ask(lambda: None)
-        if self._thread is not threading.current_thread():
+        if self._thread.cancel():
+            self.let_go()
+        else:
+            self.ask(lambda: None)
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     # --- inside the thread --------------------------------------------------------------------------------------------
 

@@ -50,14 +50,13 @@ class ProcessLane:
         self._sender = Sender(host, self._publications, settings.small_bytes)
         receiver = Receiver(host, self._publications)
         self._io = IoThread(host, receiver, self._flush_peer, self._tend, self._bury, settings.idle_timeout_s)
-        self._io_started = False
         self._closed = False
         _lanes.add(self)
 
     # --- notes for workers: cheap, called under the runtime's lock ----------------------------------------------------
 
     def launch(self, workers: Sequence[int], preimport: Sequence[str] = ()) -> None:
-        """Starts workers in the background; each is announced by ``WorkerStarted``, or ``WorkerDied``.
+        """Has workers started with the next flush; each is announced by ``WorkerStarted``, or ``WorkerDied``.
 
         Args:
             workers: their numbers, never used before.
@@ -66,9 +65,6 @@ class ProcessLane:
         with self._lock:
             if self._closed:
                 return
-            if not self._io_started:
-                self._io_started = True
-                self._io.start()
             for worker in workers:
                 peer = self._peers[worker] = Peer(worker)
                 peer.outbox.append((wire.PREIMPORT, list(preimport)))
@@ -111,6 +107,8 @@ class ProcessLane:
 
     def flush(self) -> None:
         """Pickles and sends what was noted. Never waits for a worker; not to be called under the runtime's lock."""
+        if self._peers:
+            self._io.start()
         for peer in list(self._peers.values()):
             if peer.outbox:
                 self._flush_peer(peer)
@@ -174,11 +172,8 @@ class ProcessLane:
         """Kills every worker, ends the io thread and lets go of all memory. May be repeated."""
         with self._lock:
             closed, self._closed = self._closed, True
-            started = self._io_started and not closed
-        if started:
+        if not closed:
             self._io.close(timeout_s)
-        elif not closed:
-            self._io.let_go()
         self._peers.clear()
         self._publications.close()
 
