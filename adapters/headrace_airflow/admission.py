@@ -13,6 +13,7 @@ Rules
 - A zygote holds a parsed DAG file. It is replaced when a file it read has changed, never reloaded. Where a file cannot
   be held parsed (it fails, leaks threads, asks for Variables, ...), its tasks start from the bare zygote and parse for
   themselves, as stock Airflow does; so do tasks that have waited ``patience_s`` for a parse.
+- What runs ahead of its task (speculation.py) never keeps a task from starting.
 
     waiting ──StartTask──▶ running ──TaskEnded──▶ (gone)
        └──TaskRevoked──▶ (gone)    └──TaskRevoked──▶ KillTask, stays until TaskEnded
@@ -22,6 +23,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from headrace_airflow.speculation import (
+    AheadDone,
+    AheadGone,
+    ConsumerOffered,
+    Instance,
+    Room,
+    RunAhead,
+    Speculation,
+    StopAhead,
+)
 
 FileKey: TypeAlias = tuple[str, str, str]
 """Bundle name, bundle version, path of the DAG file inside the bundle."""
@@ -63,6 +75,7 @@ class TaskSubmitted:
     Args:
         file: the DAG file that it comes from; ``None``: it needs none.
         cpus: what it declares; ``None``: to be measured.
+        instance: the task of a run that it is; ``None``: something may not run ahead of it.
     """
 
     task: str
@@ -70,6 +83,7 @@ class TaskSubmitted:
     priority: int = 0
     cpus: float | None = None
     memory_bytes: int = 0
+    instance: Instance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,10 @@ class TaskRevoked:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnded:
+    """``succeeded``: it has said so, and Airflow has heard it."""
+
     task: str
+    succeeded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +163,9 @@ Event: TypeAlias = (
     | MemoryMeasured
     | Drained
     | Ticked
+    | ConsumerOffered
+    | AheadDone
+    | AheadGone
 )
 
 
@@ -154,10 +174,14 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class StartTask:
-    """``zygote`` may be ``BARE``. The daemon looks at the sources first, and may answer with SourcesChanged."""
+    """``zygote`` may be ``BARE``. The daemon looks at the sources first, and may answer with SourcesChanged.
+
+    ``ahead``: what has run ahead of it; empty: nothing.
+    """
 
     task: str
     zygote: int
+    ahead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +209,7 @@ class StopZygote:
     zygote: int
 
 
-Command: TypeAlias = StartTask | DropTask | KillTask | StartZygote | StopZygote
+Command: TypeAlias = StartTask | DropTask | KillTask | StartZygote | StopZygote | RunAhead | StopAhead
 
 
 # --- state ---
@@ -199,6 +223,7 @@ class Task:
     declared_cpus: float | None
     memory_bytes: int
     since: float
+    instance: Instance | None = None
     running: bool = False
     zygote: int = BARE
     measured_cpus: float | None = None
@@ -230,6 +255,7 @@ class Admission:
     zygotes: dict[FileKey, Zygote] = field(default_factory=dict)
     plenty: bool = True
     drained: bool = False
+    ahead: Speculation = field(default_factory=Speculation)
     _arrivals: int = 0
     _numbers: int = BARE
 
@@ -246,8 +272,9 @@ class Admission:
                 self._submit(event, now)
             case TaskRevoked(task):
                 self._revoke(task, commands)
-            case TaskEnded(task):
+            case TaskEnded(task, succeeded):
                 self.tasks.pop(task, None)
+                commands += self.ahead.ended(task, succeeded, now)
             case TaskMeasured(task, cpus):
                 if found := self.tasks.get(task):
                     found.measured_cpus = cpus
@@ -260,13 +287,22 @@ class Admission:
                 self._settle(number, "unfit", now)
             case ZygoteDied(number):
                 self._died(number)
+                commands += self.ahead.leave(number)
             case MemoryMeasured(plenty):
                 self.plenty = plenty
             case Drained(on):
                 self.drained = on
             case Ticked():
                 self._retire(now, commands)
+                commands += self.ahead.tick(now)
+            case ConsumerOffered():
+                commands += self._offer(event)
+            case AheadDone(id):
+                self.ahead.done(id)
+            case AheadGone(id):
+                commands += self.ahead.gone(id)
         self._start_what_fits(now, commands)
+        commands += self._run_ahead()
         return commands
 
     @property
@@ -290,7 +326,8 @@ class Admission:
             return
         self._arrivals += 1
         order = (-event.priority, self._arrivals)
-        self.tasks[event.task] = Task(event.task, event.file, order, event.cpus, event.memory_bytes, now)
+        numbers = (event.cpus, event.memory_bytes, now)
+        self.tasks[event.task] = Task(event.task, event.file, order, *numbers, event.instance)
 
     def _revoke(self, key: str, commands: list[Command]) -> None:
         task = self.tasks.get(key)
@@ -314,6 +351,7 @@ class Admission:
     def _forget(self, number: int, commands: list[Command]) -> None:
         if zygote := self._by_number(number):
             del self.zygotes[zygote.file]
+            commands += self.ahead.leave(number)
             commands.append(StopZygote(number))
 
     def _settle(self, number: int, state: Literal["ready", "unfit"], now: float) -> None:
@@ -330,7 +368,11 @@ class Admission:
 
     def _retire(self, now: float, commands: list[Command]) -> None:
         in_use = {task.file for task in self.tasks.values() if not task.running}
-        idle = sorted((z for z in self.zygotes.values() if z.file not in in_use), key=lambda z: z.used)
+        has_ahead = {ahead.offer.zygote for ahead in self.ahead.known.values()}
+        idle = sorted(
+            (z for z in self.zygotes.values() if z.file not in in_use and z.number not in has_ahead),
+            key=lambda z: z.used,
+        )
         surplus = len(self.zygotes) - self.limits.zygotes
         for place, zygote in enumerate(idle):
             if zygote.state != "parsing" and (place < surplus or now - zygote.used >= self.limits.idle_s):
@@ -349,7 +391,36 @@ class Admission:
                 return
             task.running = True
             task.zygote = number
-            commands.append(StartTask(task.key, number))
+            commands.append(StartTask(task.key, number, self._take_ahead(task, commands)))
+
+    def _take_ahead(self, task: Task, commands: list[Command]) -> str:
+        """What has run ahead of a task that starts now, if it can use it."""
+        if task.instance is None:
+            return ""
+        found = self.ahead.ahead_of(task.instance, task.zygote)
+        if found:
+            self.ahead.take(found, task.key)
+        else:
+            commands += self.ahead.forget(task.instance)
+        return found
+
+    def _offer(self, event: ConsumerOffered) -> list[Command]:
+        """An offer is late if one of those that feed it has ended: nobody will say any more how."""
+        if all(it in self.tasks or it in self.ahead.known or it in self.ahead.taken for it in event.feeders):
+            return [*self.ahead.offer(event)]
+        return [StopAhead(event.id, event.zygote)]
+
+    def _run_ahead(self) -> list[Command]:
+        if not self.ahead.known:
+            return []
+        running = [task for task in self.tasks.values() if task.running]
+        room = Room(
+            self.limits.cpus - sum(task.cpus for task in running),
+            self.limits.memory_bytes - sum(task.memory_bytes for task in running),
+            self.limits.tasks - len(running) if self.plenty else 0,
+        )
+        waits = len(running) < len(self.tasks)
+        return [*self.ahead.make_room(room), *(() if waits or self.drained else self.ahead.run_what_fits(room))]
 
     def _zygote_for(self, task: Task, now: float, commands: list[Command]) -> int | None:
         """The zygote that a task starts from; ``None``: it has to wait for the parse."""

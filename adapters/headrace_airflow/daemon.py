@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from headrace.obituary import describe_exit
-from headrace_airflow import admission, load, places, processes, sources, wire
+from headrace_airflow import admission, load, places, processes, sources, speculation, wire
 from headrace_airflow.admission import BARE, Admission, Limits
 from headrace_airflow.forks import Child, Forks
 from headrace_airflow.hosted_store import HostedStore
@@ -62,6 +62,7 @@ class _Task:
     pid: int = 0
     zygote: int = BARE
     state: str = "waiting"
+    succeeded: bool = False
     since: float = field(default_factory=time.time)
     started: float | None = None
 
@@ -220,7 +221,7 @@ class Daemon:
         self._tasks[key] = _Task(message, client)
         file = tuple(message["file"]) if message.get("file") else None
         numbers = (message.get("priority", 0), message.get("cpus"), message.get("memory_bytes", 0))
-        self._handle(admission.TaskSubmitted(key, file, *numbers))
+        self._handle(admission.TaskSubmitted(key, file, *numbers, _instance(message)))
 
     def _adopt(self, client: Channel, ids: list[str]) -> list[str]:
         """Makes a scheduler the owner of what it asks for; returns what is known of it."""
@@ -288,10 +289,14 @@ class Daemon:
 
     def _perform(self, command: admission.Command) -> admission.Event | None:
         match command:
-            case admission.StartTask(key, number):
+            case admission.StartTask(key, number, ahead):
                 if stale := self._stale(self._tasks[key], number):
                     return admission.SourcesChanged(stale, key)
-                self._start_task(key, number)
+                self._start_task(key, number, ahead)
+            case speculation.RunAhead(id, number):
+                self._tell_zygote(number, {"t": "ahead", "id": id})
+            case speculation.StopAhead(id, number):
+                self._tell_zygote(number, {"t": "discard", "id": id})
             case admission.DropTask(key):
                 self._end(key, {"dropped": True, "ok": False})
             case admission.KillTask(key):
@@ -315,14 +320,15 @@ class Daemon:
 
     # --- supervisors ---
 
-    def _start_task(self, key: str, number: int) -> None:
+    def _start_task(self, key: str, number: int, ahead: str) -> None:
         task = self._tasks[key]
         task.supervisor = supervisor = self._idle_supervisor() or self._start_supervisor()
         supervisor.task, task.zygote, task.state = key, number, "starting"
         for_zygote, for_supervisor = socket.socketpair()
         with for_zygote, for_supervisor:
             cpus = task.message.get("cpus") or self._settings.cpus
-            self._zygotes[number].child.channel.send({"t": "serve", "cpus": cpus}, [for_zygote.fileno()])
+            serve = {"t": "serve", "id": key, "instance": _instance(task.message), "cpus": cpus, "ahead": ahead}
+            self._zygotes[number].child.channel.send(serve, [for_zygote.fileno()])
             run = {name: task.message[name] for name in ("name", "workload", "server")}
             supervisor.child.channel.send({"t": "run", **run}, [for_supervisor.fileno()])
 
@@ -350,6 +356,7 @@ class Daemon:
                 task.pid, task.state, task.started = message["pid"], "running", time.time()
                 self._tell(task, {"t": "started", "id": key})
             case "reported":
+                task.succeeded = message["state"] == "success"
                 self._tell(task, {"t": "reported", "id": key, "state": message["state"]})
             case "ended":
                 supervisor.task, supervisor.idle_since = None, time.monotonic()
@@ -375,7 +382,7 @@ class Daemon:
         self._ends[key] = message  # also when it was told: a scheduler may be killed before it has read it
         while len(self._ends) > _KEPT_ENDS:
             del self._ends[next(iter(self._ends))]
-        self._handle(admission.TaskEnded(key))
+        self._handle(admission.TaskEnded(key, task.succeeded))
 
     @staticmethod
     def _tell(task: _Task, message: Message) -> None:
@@ -396,6 +403,25 @@ class Daemon:
     def _hear_zygote(self, number: int, message: Message) -> None:
         if (zygote := self._zygotes.get(number)) is None:
             return
+        match message["t"]:
+            case "parsed":
+                self._zygote_parsed(number, zygote, message)
+            case "offer":
+                self._handle(
+                    speculation.ConsumerOffered(
+                        message["id"], speculation.Instance(*message["instance"]), number,
+                        frozenset(message["feeders"]), message["cpus"], message["memory_bytes"],
+                    )
+                )  # fmt: skip
+            case "ahead":
+                gone = message["state"] == "gone"
+                self._handle((speculation.AheadGone if gone else speculation.AheadDone)(message["id"]))
+
+    def _tell_zygote(self, number: int, message: Message) -> None:
+        if (zygote := self._zygotes.get(number)) is not None:
+            zygote.child.channel.send(message)
+
+    def _zygote_parsed(self, number: int, zygote: _Zygote, message: Message) -> None:
         zygote.sources = [(path, state) for path, state in message["sources"]]
         zygote.unfit = message["unfit"]
         if zygote.unfit:
@@ -429,6 +455,14 @@ class Daemon:
         for key in list(self._tasks):
             self._end(key, {"ok": False, "info": info})
         self.stop()
+
+
+def _instance(message: Message) -> speculation.Instance | None:
+    """The task of a run that a workload is; ``None`` for mapped ones, and for what is no task."""
+    ti = message["workload"].get("ti")
+    if not ti or ti.get("map_index", -1) >= 0:
+        return None
+    return speculation.Instance(ti["dag_id"], ti["run_id"], ti["task_id"])
 
 
 def _log(text: str) -> None:

@@ -170,6 +170,15 @@ def forbid_database() -> None:
     supervisor.block_orm_access()
 
 
+_held: Any = None
+"""The bag with the DAGs of the file that this zygote holds."""
+
+
+def held_dag(dag_id: str) -> Any:
+    """A DAG of the file that is held; ``None``: there is none of that name."""
+    return None if _held is None else _held.dags.get(dag_id)
+
+
 def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
     """Parses a DAG file as a task would; tasks forked from here find it parsed.
 
@@ -207,6 +216,8 @@ def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
     def held(*args: Any, **kwargs: Any) -> Any:
         return bag if not args and kwargs == arguments else stock(*args, **kwargs)
 
+    global _held
+    _held = bag
     dagbag.BundleDagBag = held
     return ""
 
@@ -229,8 +240,22 @@ def reseed() -> None:
         numpy_random.seed()
 
 
-def run_task(message: Message, fds: list[int]) -> NoReturn:
-    """In the task process: what the stock supervisor's child does; never returns."""
+def run_ahead(operator: Any, feeds: Any, task: Channel, tell: Any) -> NoReturn:
+    """In the process: see ``ahead.run``."""
+    from headrace_airflow import ahead
+
+    ahead.run(operator, feeds, task, tell)
+
+
+def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell: Any) -> NoReturn:
+    """In the task process: what the stock supervisor's child does; never returns.
+
+    Args:
+        message: what the supervisor asks for.
+        fds: the ends of the supervisor's connections.
+        forerunner: where to find what ran ahead of the task.
+        tell: brings a message to the zygote.
+    """
     from airflow.sdk.execution_time import supervisor, task_runner
 
     from headrace_airflow import rendering
@@ -241,8 +266,21 @@ def run_task(message: Message, fds: list[int]) -> NoReturn:
     if hasattr(task_runner, "_serialize_template_field"):
         task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
     sockets = [socket.socket(fileno=fd) for fd in (requests, stdout, stderr)]
+    if _has_items():
+        from headrace_airflow import ahead
+
+        ahead.prepare(None if forerunner is None else ahead.Forerunner(forerunner, log_fd), tell)
     supervisor._fork_main(*sockets, log_fd, _target(message))
     os._exit(124)  # it never returns
+
+
+def _has_items() -> bool:
+    """Whether generators have values here: with our XCom backend."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    from headrace_airflow.xcom import HeadraceXCom
+
+    return issubclass(XCom, HeadraceXCom)
 
 
 def _end_on_sigterm() -> None:

@@ -105,10 +105,14 @@ def _parse(name: str, kind: type, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What one task declares with ``executor_config={"headrace": {"cpus": 2, "memory": "4GiB"}}``."""
+    """What one task declares with ``executor_config={"headrace": {"cpus": 2, "memory": "4GiB", "stream": True}}``.
+
+    ``stream``: whether it may run ahead of its upstream tasks, and others ahead of it; ``None``: it does not say.
+    """
 
     cpus: float | None = None
     memory_bytes: int = 0
+    stream: bool | None = None
 
 
 def needs_of(executor_config: object) -> Needs:
@@ -120,8 +124,10 @@ def needs_of(executor_config: object) -> Needs:
     declared = executor_config.get("headrace") if isinstance(executor_config, Mapping) else None
     if not declared:
         return Needs()
-    if not isinstance(declared, Mapping) or not set(declared) <= {"cpus", "memory"}:
-        raise ConfigError(f'executor_config["headrace"] may have "cpus" and "memory", not {declared!r}')
+    if not isinstance(declared, Mapping) or not set(declared) <= {"cpus", "memory", "stream"}:
+        raise ConfigError(f'executor_config["headrace"] may have "cpus", "memory" and "stream", not {declared!r}')
+    if (stream := declared.get("stream")) not in (None, True, False):
+        raise ConfigError(f'executor_config["headrace"]: stream must be True or False, not {stream!r}')
     try:
         cpus = None if declared.get("cpus") is None else float(declared["cpus"])
         memory_bytes = parse_bytes(declared.get("memory") or 0)
@@ -129,4 +135,4 @@ def needs_of(executor_config: object) -> Needs:
         raise ConfigError(f'executor_config["headrace"]: {error}') from None
     if cpus is not None and not 0 <= cpus < float("inf"):
         raise ConfigError(f'executor_config["headrace"]: cpus must not be negative, not {cpus}')
-    return Needs(cpus, memory_bytes)
+    return Needs(cpus, memory_bytes, stream)

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from headrace import foster
@@ -21,17 +22,23 @@ from headrace.config import available_cores
 from headrace_airflow.wire import Channel, Message
 
 _ANSWER_WITHIN_S = 10.0
+Tell = Callable[[Message, Sequence[int]], None]
 
 
-def take_from(zygote: socket.socket, cpus: float) -> None:
+def take_from(zygote: socket.socket, cpus: float) -> Tell:
     """In a task: a runtime has its workers from the zygote, and no more than the task has cpus.
 
     Args:
         zygote: the connection to it; belongs to this module from now on.
         cpus: what the task, or else the node, may use.
+
+    Returns:
+        what brings other messages to it.
     """
     os.environ.setdefault("HEADRACE_NUM_WORKERS", str(max(1, min(int(cpus), available_cores()))))
-    foster.start = _Source(Channel(zygote)).start
+    source = _Source(Channel(zygote))
+    foster.start = source.start
+    return source.tell
 
 
 def become(message: Message, fds: list[int]) -> NoReturn:
@@ -73,6 +80,13 @@ class _Source:
                     raise OSError(message["why"])
                 self._note(message)
         raise OSError("the zygote does not answer")
+
+    def tell(self, message: Message, descriptors: Sequence[int]) -> None:
+        """Sends something that has no answer."""
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._zygote.send(message, descriptors)
+                self._zygote.drain(_ANSWER_WITHIN_S)
 
     def end_of(self, pid: int) -> tuple[int, int] | None:
         """Blocks until the zygote has reaped a process that has ended."""

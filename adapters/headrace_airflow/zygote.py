@@ -4,11 +4,12 @@ It is the only kind of process that runs user code besides the tasks, and it hol
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
     daemon ──{"t": "parse", file}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
-    daemon ──{"t": "serve", cpus} + socket──▶ zygote
+    daemon ──{"t": "serve", id, instance, cpus, ahead} + socket──▶ zygote
     supervisor ══that socket══ {"t": "fork"} + stdin, stdout, stderr, log ▶ zygote ◀ {"t": "forked", pid} + pidfd
                                                                            zygote ◀ {"t": "exit", pid, code, rss_bytes}
 
-A task may ask for worker processes of its own (workers.py). A supervisor that is gone takes its child with it, a task
+A task may ask for worker processes of its own (workers.py), and consumers of streams may be forked before their tasks
+have started (followers.py). A supervisor that is gone takes its child with it, a task
 its workers, and a zygote that is gone takes all of its children.
 """
 
@@ -20,23 +21,32 @@ import selectors
 import signal
 import socket
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
 from headrace_airflow import internals, processes, wire, workers
+from headrace_airflow.followers import Follower, Followers
 from headrace_airflow.sources import Sources, Watch
+from headrace_airflow.speculation import Instance
 from headrace_airflow.wire import Channel, Message
 
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """A task, or a worker that a task has asked for."""
+    """A task, a worker that a task has asked for, or what runs ahead of a task."""
 
     pid: int
-    owner: Channel
-    """Whoever has asked for it: a supervisor, or a task."""
+    owner: Channel | None
+    """Whoever has asked for it, a supervisor or a task; ``None``: it runs ahead."""
     asks: Channel | None = None
-    """Where a task asks for workers."""
+    """Where it asks for workers, and tells of its stream."""
+    feeder: str = ""
+    """What the daemon calls it: the submission of a task, or the id of what runs ahead."""
+    instance: Instance | None = None
+    """The task of a run that it is, or is ahead of."""
+    ahead: str | None = None
+    """What ran ahead of this task; empty: nothing; ``None``: this is no task."""
 
 
 class Zygote:
@@ -48,12 +58,13 @@ class Zygote:
         self._selector.register(daemon, selectors.EVENT_READ)
         self._supervisors: dict[int, Channel] = {}
         """by descriptor"""
-        self._cpus: dict[Channel, float] = {}
-        """What a supervisor's task may use."""
+        self._serving: dict[Channel, Message] = {}
+        """What the daemon has said of a supervisor's task."""
         self._tasks: dict[int, _Child] = {}
         """by the descriptor of ``asks``"""
         self._children: dict[int, _Child] = {}
         """by pidfd"""
+        self._followers = Followers(daemon, internals.held_dag)
 
     def run(self) -> None:
         """Serves; returns when there is nothing left to serve."""
@@ -70,12 +81,20 @@ class Zygote:
 
     def _listen(self) -> None:
         for message, fds in self._daemon.receive():
-            (fd,) = fds
-            self._supervisors[fd] = supervisor = Channel(socket.socket(fileno=fd))
-            self._cpus[supervisor] = message["cpus"]
-            self._selector.register(supervisor, selectors.EVENT_READ)
+            match message["t"]:
+                case "serve":
+                    (fd,) = fds
+                    self._supervisors[fd] = supervisor = Channel(socket.socket(fileno=fd))
+                    self._serving[supervisor] = message
+                    self._selector.register(supervisor, selectors.EVENT_READ)
+                case "ahead":
+                    self._fork_ahead(message["id"])
+                case "discard":
+                    self._discard(message["id"])
         if self._daemon.closed:
             self._selector.unregister(self._daemon)
+            for pid in self._followers.pids():
+                processes.kill_group(pid)
 
     def _serve(self, supervisor: Channel) -> None:
         for message, fds in supervisor.receive():
@@ -84,48 +103,93 @@ class Zygote:
                 os.close(fd)
         if supervisor.closed:
             self._selector.unregister(supervisor)
-            del self._supervisors[supervisor.fileno()], self._cpus[supervisor]
+            del self._supervisors[supervisor.fileno()], self._serving[supervisor]
             for child in self._children.values():
                 if child.owner is supervisor:
                     processes.kill_group(child.pid)
             supervisor.close()
 
     def _fork(self, supervisor: Channel, message: Message, fds: list[int]) -> None:
+        serving = self._serving[supervisor]
+        ahead = self._followers.take(serving["ahead"])
         asks, theirs = wire.pair()
         pid = os.fork()
         if pid == 0:
             asks.close()
-            self._become_task(message, fds, theirs, self._cpus[supervisor])
+            self._become_task(message, fds, theirs, serving["cpus"], ahead)
         theirs.close()
-        try:
-            os.setpgid(pid, pid)  # here too: the group has to exist when the supervisor hears of the child
-        except OSError:
-            pass
-        task = self._tasks[asks.fileno()] = _Child(pid, supervisor, asks)
-        self._selector.register(asks, selectors.EVENT_READ)
+        instance = serving["instance"] and Instance(*serving["instance"])
+        task = _Child(pid, supervisor, asks, serving["id"], instance, serving["ahead"])
+        self._adopt(task)
+        if ahead is not None:
+            self._hand_over(ahead, task)
         self._look_after(task)
+
+    def _hand_over(self, ahead: Follower, task: _Child) -> None:
+        """What runs ahead of a task ends with it from now on, and counts as a part of it."""
+        assert ahead.task is not None
+        ahead.task.close()
+        for child in self._children.values():
+            if child.pid == ahead.pid:
+                child.owner, child.feeder = task.asks, task.feeder
+                _join_group(child.pid, task.pid)
+
+    def _fork_ahead(self, id: str) -> None:
+        if (prepared := self._followers.prepare(id)) is None:
+            return
+        follower, to_task = prepared
+        asks, theirs = wire.pair()
+        pid = os.fork()
+        if pid == 0:
+            asks.close()
+            self._become_ahead(follower, to_task, theirs)
+        theirs.close()
+        to_task.close()
+        self._followers.forked(follower, pid)
+        child = _Child(pid, None, asks, id, follower.instance)
+        self._adopt(child)
+        self._look_after(child)
+
+    def _discard(self, id: str) -> None:
+        if pid := self._followers.drop(id):
+            processes.kill_group(pid)
+
+    def _adopt(self, task: _Child) -> None:
+        """Lets a task, or what runs ahead of one, ask."""
+        assert task.asks is not None
+        _join_group(task.pid, task.pid)  # here too: the group has to exist when others hear of it
+        self._tasks[task.asks.fileno()] = task
+        self._selector.register(task.asks, selectors.EVENT_READ)
 
     def _look_after(self, child: _Child) -> None:
         pid_fd = os.pidfd_open(child.pid)
         self._children[pid_fd] = child
         self._selector.register(pid_fd, selectors.EVENT_READ)
-        child.owner.send({"t": "forked", "pid": child.pid}, [pid_fd])
+        if child.owner is not None:
+            child.owner.send({"t": "forked", "pid": child.pid}, [pid_fd])
 
     def _serve_task(self, task: _Child) -> None:
         assert task.asks is not None
         for message, fds in task.asks.receive():
-            try:
-                pid = os.fork()
-            except OSError as error:  # no more processes are allowed
-                task.asks.send({"t": "refused", "why": str(error)})
-            else:
-                if pid == 0:
-                    self._become_worker(task.pid, message, fds)
-                self._look_after(_Child(pid, task.asks))
+            if message["t"] != "stream":
+                self._fork_worker(task, message, fds)
+            elif task.instance is not None:
+                self._followers.stream_began(task.feeder, task.instance, message["id"], fds)
             for fd in fds:
                 os.close(fd)
         if task.asks.closed:
             self._forget_task(task)
+
+    def _fork_worker(self, task: _Child, message: Message, fds: list[int]) -> None:
+        assert task.asks is not None
+        try:
+            pid = os.fork()
+        except OSError as error:  # no more processes are allowed
+            task.asks.send({"t": "refused", "why": str(error)})
+        else:
+            if pid == 0:
+                self._become_worker(task.pid, message, fds)
+            self._look_after(_Child(pid, task.asks))
 
     def _forget_task(self, task: _Child) -> None:
         """It has ended, or has no more to ask."""
@@ -134,12 +198,25 @@ class Zygote:
             self._selector.unregister(task.asks)
             task.asks.close()
 
-    def _become_task(self, message: Message, fds: list[int], zygote: socket.socket, cpus: float) -> NoReturn:
+    def _become_task(
+        self, message: Message, fds: list[int], zygote: socket.socket, cpus: float, ahead: Follower | None
+    ) -> NoReturn:
         """In the child: runs a task; never returns."""
         try:
             self._leave(0)
-            workers.take_from(zygote, cpus)
-            internals.run_task(message, fds)
+            tell = workers.take_from(zygote, cpus)
+            internals.run_task(message, fds, None if ahead is None else ahead.task, tell)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(124)
+
+    def _become_ahead(self, follower: Follower, to_task: socket.socket, zygote: socket.socket) -> NoReturn:
+        """In the child: runs the function of a task that has not started; never returns."""
+        try:
+            self._leave(0, [feed.spool for feed in follower.feeds.values()])
+            tell = workers.take_from(zygote, 1.0)
+            internals.run_ahead(follower.operator, follower.feeds, Channel(to_task), tell)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -155,7 +232,7 @@ class Zygote:
         finally:
             os._exit(124)
 
-    def _leave(self, group: int) -> None:
+    def _leave(self, group: int, kept: Collection[int] = ()) -> None:
         """In a child: into its process group (0: its own), without the zygote's descriptors."""
         processes.die_with_parent(os.getppid())
         os.setpgid(0, group)
@@ -166,6 +243,7 @@ class Zygote:
         for pid_fd in self._children:
             os.close(pid_fd)
         self._selector.close()
+        self._followers.leave(kept)
         internals.reseed()
 
     def _reap(self, pid_fd: int) -> None:
@@ -177,11 +255,23 @@ class Zygote:
             processes.kill_group(child.pid)  # it was killed: what it had started in its group has nobody any more
         _, status, usage = os.wait4(child.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        child.owner.send({"t": "exit", "pid": child.pid, "code": code, "rss_bytes": usage.ru_maxrss * 1024})
+        if child.owner is not None:
+            child.owner.send({"t": "exit", "pid": child.pid, "code": code, "rss_bytes": usage.ru_maxrss * 1024})
+        else:
+            self._followers.ended(child.feeder, code)
+        if child.ahead is not None:
+            self._followers.forget_streams({child.feeder, child.ahead})
         if child.asks is not None:
             for worker in [other for other in self._children.values() if other.owner is child.asks]:
                 processes.kill_group(worker.pid)
             self._forget_task(child)
+
+
+def _join_group(pid: int, group: int) -> None:
+    try:
+        os.setpgid(pid, group)
+    except OSError:  # it has ended, or has done so itself
+        pass
 
 
 def main(daemon: Channel) -> None:
