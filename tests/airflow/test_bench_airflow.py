@@ -38,6 +38,12 @@ class TestReport:
         assert any(line.split()[-2:] == ["failed", "4.00"] for line in lines)
         assert lines[-1] == "! local, chain: no luck"
 
+    def test_shows_how_long_the_slowest_tenth_takes(self) -> None:
+        found = measured(local=Cell(tasks_s=[0.1] * 19 + [5.1] * 3))
+        lines = [line.split() for line in report.lines(found, ["local"])]
+        assert ["chain", "of", "20", "trivial", "tasks", "100"] in lines
+        assert ["chain", "of", "20", "trivial", "tasks", "5,100"] in lines
+
     def test_goes_into_json_as_it_is(self) -> None:
         found = json.loads(json.dumps(measured(local=Cell(makespans_s=[20.0])).as_json()))
         assert found["cells"]["chain"]["local"]["makespans_s"] == [20.0]
@@ -94,4 +100,6 @@ def test_measures_a_real_airflow(tmp_path: Path, capsys: pytest.CaptureFixture[s
     cell = json.loads(file.read_text())["cells"]["chain"]["headrace"]
     assert 0 < cell["makespans_s"][0] < 120
     assert 0 < cell["cpu_s"][0] < 5
+    assert len(cell["tasks_s"]) == BY_NAME["chain"].tasks
+    assert all(0 < task_s < 120 for task_s in cell["tasks_s"])
     assert "chain of 20 trivial tasks" in capsys.readouterr().out

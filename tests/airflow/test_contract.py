@@ -136,7 +136,11 @@ class TestLoads:
         return replace(BY_NAME[request.param], times={"restarts": 2, "many": 5}[request.param])
 
     def test_every_task_runs_once(self, airflow: Any, postgres: Any, workload: Workload) -> None:
-        measure(airflow, postgres, workload, Cell())
+        cell = Cell()
+        measure(airflow, postgres, workload, cell)
+        if workload.kind == "many":
+            assert [ended for ended, _ in cell.memory] == [0, 1, 2, 5]
+            assert all(size > 1e6 for _, sizes in cell.memory for size in sizes.values())
 
 
 class TestProcessKilled:

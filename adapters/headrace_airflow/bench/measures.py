@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from headrace_airflow.bench.airflow import RealAirflow
@@ -12,8 +13,8 @@ from headrace_airflow.bench.processes import command_line, pss_bytes
 from headrace_airflow.bench.records import Cell
 from headrace_airflow.bench.workloads import Workload
 
-_WARMED_UP = 0.2
-"""After this part of many runs, memory shall no longer grow."""
+_LOOKS = (0.2, 0.5, 1.0)
+"""After which parts of many runs memory is looked at; after the first of them it shall no longer grow."""
 
 
 class WorkloadFailed(Exception):
@@ -54,6 +55,7 @@ def _time(airflow: RealAirflow, databases: Database, workload: Workload, cell: C
             raise WorkloadFailed(f"wrong result: {found!r:.100} instead of {expected!r}")
     cell.makespans_s.append(run.makespan_s)
     cell.cpu_s.append(cpu_s)
+    cell.tasks_s += _tasks_s(airflow, run)
     return f"{run.makespan_s:.2f} s, {1000 * cpu_s:.0f} ms CPU a task"
 
 
@@ -82,23 +84,25 @@ def _many(airflow: RealAirflow, databases: Database, workload: Workload, cell: C
     file.unlink(missing_ok=True)
     before_s = _cpu_s(airflow, databases)
     runs = [airflow.trigger(workload.dag_id, {"file": str(file)}) for _ in range(workload.times)]
-    warm_bytes = 0
+    memory = [(0, _lasting_bytes(airflow))]
+    looks = {int(part * len(runs)) for part in _LOOKS}
     ended = []
-    for number, run in enumerate(runs):
-        if number == int(_WARMED_UP * len(runs)):
-            warm_bytes = _lasting_bytes(airflow)
+    for run in runs:
         ended.append(airflow.wait(run, timeout_s=workload.limit_s))
         succeed(airflow, ended[-1])
-    growth_bytes = _lasting_bytes(airflow) - warm_bytes
+        if len(ended) in looks:
+            memory.append((len(ended), _lasting_bytes(airflow)))
     cpu_s = (_cpu_s(airflow, databases) - before_s) / (workload.tasks * workload.times)
     _check_once(file, workload.tasks * workload.times)
+    growth_bytes = sum(memory[-1][1].values()) - sum(memory[1][1].values())
     ends = [run.end_date for run in ended if run.end_date]
     starts = [run.queued_at for run in ended if run.queued_at]
     makespan_s = (max(ends) - min(starts)).total_seconds()
     cell.makespans_s.append(makespan_s)
     cell.cpu_s.append(cpu_s)
     cell.growth_bytes.append(growth_bytes)
-    return f"{makespan_s:.1f} s, {1000 * cpu_s:.0f} ms CPU a task, {growth_bytes / 1e6:+.1f} MB"
+    cell.memory += memory
+    return f"{makespan_s:.1f} s, {1000 * cpu_s:.0f} ms CPU a task, {growth_bytes / 1e6:+.1f} MB: {_course(memory)}"
 
 
 def _restarts(airflow: RealAirflow, workload: Workload) -> str:
@@ -129,10 +133,25 @@ def _check_once(file: Path, count: int) -> None:
         raise WorkloadFailed(f"{len(said)} of {count} tasks ran, {len(again)} more than once: {again[:3]}")
 
 
-def _lasting_bytes(airflow: RealAirflow) -> int:
+def _tasks_s(airflow: RealAirflow, run: DagRun) -> list[float]:
+    times = [(task.queued_at, task.end_date) for task in airflow.tasks(run)]
+    return [(end - queued).total_seconds() for queued, end in times if queued and end]
+
+
+def _lasting_bytes(airflow: RealAirflow) -> dict[str, int]:
     """Memory of the scheduler and of the node daemon, if there is one."""
     daemons = [pid for pid in airflow.family.pids() if "headrace_airflow.daemon" in command_line(pid)]
-    return sum(map(pss_bytes, [airflow.components["scheduler"].pid, *daemons]))
+    return {
+        "scheduler": pss_bytes(airflow.components["scheduler"].pid),
+        "daemon": sum(map(pss_bytes, daemons)),
+    }
+
+
+def _course(memory: Sequence[tuple[int, dict[str, int]]]) -> str:
+    """Each one's memory over the runs, in words."""
+    names = memory[0][1]
+    courses = (f"{name} {' → '.join(f'{sizes[name] / 1e6:.0f}' for _, sizes in memory)}" for name in names)
+    return f"{', '.join(courses)} after {', '.join(str(count) for count, _ in memory)} runs"
 
 
 def _cpu_s(airflow: RealAirflow, databases: Database) -> float:

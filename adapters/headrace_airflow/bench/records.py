@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 
@@ -16,7 +16,9 @@ class Cell:
         cpu_s: of all processes together, the database's too, for one task.
         pss_bytes: memory of all Airflow's processes, what they share counted once, while all tasks ran.
         processes: how many these were.
+        tasks_s: of every task, from when it was queued to its end, as Airflow recorded both.
         growth_bytes: by how much the scheduler and the node daemon have grown over many runs, once warmed up.
+        memory: how large each of the two was meanwhile, with how many runs had ended: ``(runs, {name: bytes})``.
         error: why there is nothing, in one line.
     """
 
@@ -24,8 +26,15 @@ class Cell:
     cpu_s: list[float] = field(default_factory=list)
     pss_bytes: list[int] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
+    tasks_s: list[float] = field(default_factory=list)
     growth_bytes: list[int] = field(default_factory=list)
+    memory: list[tuple[int, dict[str, int]]] = field(default_factory=list)
     error: str = ""
+
+    @property
+    def slow_tasks_s(self) -> list[float]:
+        """How long the slowest tenth of the tasks takes at least: one figure, or none."""
+        return [quantiles(self.tasks_s, n=10)[-1]] if len(self.tasks_s) > 1 else []
 
     def figure(self, name: str) -> float | None:
         """The median of what was measured, or None."""
