@@ -6,8 +6,10 @@ however long it becomes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from datetime import datetime, timezone
 from socket import socket
 from typing import Final
 
@@ -15,7 +17,7 @@ _READ_BYTES: Final = 1 << 18
 LONGEST_LINE: Final = 1 << 20
 """A longer line of plain output is handed on in pieces of this size."""
 LONGEST_RECORD: Final = 1 << 28
-"""A longer record of the log channel is cut, and logged as malformed."""
+"""A longer record of the log channel is left out, and a line in the log says so."""
 
 
 def line_reader(
@@ -36,24 +38,30 @@ def line_reader(
     is_log_channel = getattr(gen, "__name__", "").startswith("process_log_messages")
     longest = LONGEST_RECORD if is_log_channel else LONGEST_LINE
     pieces: list[bytes] = []
-    held = 0
+    held = left_out = 0
     next(gen)
 
+    def hand_on() -> None:
+        nonlocal held, left_out
+        gen.send(_left_out(left_out + held) if left_out else b"".join(pieces))
+        pieces.clear()
+        held = left_out = 0
+
     def take(chunk: bytes) -> None:
-        nonlocal held
+        nonlocal held, left_out
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             pieces.append(line + b"\n")
-            gen.send(b"".join(pieces) if len(pieces) > 1 else pieces[0])
-            pieces.clear()
-            held = 0
+            held += len(line) + 1
+            hand_on()
         if rest:
             pieces.append(rest)
             held += len(rest)
-            if held >= longest:
-                gen.send(b"".join(pieces))
+            if held >= longest and is_log_channel:
                 pieces.clear()
-                held = 0
+                left_out, held = left_out + held, 0
+            elif held >= longest:
+                hand_on()
 
     with suppress(StopIteration):
         take(data)
@@ -64,8 +72,15 @@ def line_reader(
             if chunk:
                 take(chunk)
                 return True
-            if pieces:
-                gen.send(b"".join(pieces))
+            if held or left_out:
+                hand_on()
         return False
 
     return read, on_close
+
+
+def _left_out(size_bytes: int) -> bytes:
+    """A record in place of one that is too long."""
+    told = f"A record of {size_bytes} bytes is left out here: the longest may have {LONGEST_RECORD}"
+    now = datetime.now(timezone.utc).isoformat()
+    return json.dumps({"timestamp": now, "level": "warning", "logger": "headrace", "event": told}).encode()

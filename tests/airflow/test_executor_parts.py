@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, strategies
 
 from headrace.errors import ConfigError
-from headrace_airflow import client, places
+from headrace_airflow import client, places, streams
 from headrace_airflow.memory import parse_bytes
 from headrace_airflow.rendering import head
 from headrace_airflow.settings import Needs, needs_of, resolve
@@ -79,7 +80,7 @@ class TestPlaces:
 
 
 class TestLineReader:
-    def read(self, *chunks: bytes) -> list[bytes]:
+    def read(self, *chunks: bytes, collector: str = "collect") -> list[bytes]:
         lines: list[bytes] = []
 
         def collect() -> Generator[None, bytes, None]:
@@ -88,7 +89,9 @@ class TestLineReader:
 
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            read, _ = line_reader(collect(), on_close=lambda sock: None)
+            lines_of = collect()
+            lines_of.__name__ = collector
+            read, _ = line_reader(lines_of, on_close=lambda sock: None)
             for chunk in chunks:
                 for start in range(0, len(chunk), 1 << 16):
                     theirs.sendall(chunk[start : start + (1 << 16)])
@@ -116,6 +119,15 @@ class TestLineReader:
         pieces = self.read(b"x" * (3 * LONGEST_LINE))
         assert len(pieces) >= 3
         assert sum(map(len, pieces)) == 3 * LONGEST_LINE
+
+    def test_a_record_that_is_too_long_is_left_out_and_the_next_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "LONGEST_RECORD", 1 << 16)
+        first, told, last, cut = self.read(
+            b"{}\n", b"x" * (1 << 18) + b"\n[]\n", b"y" * (1 << 17), collector="process_log_messages"
+        )
+        assert (first, last) == (b"{}\n", b"[]\n")
+        assert f"A record of {(1 << 18) + 1} bytes" in json.loads(told)["event"]
+        assert f"A record of {1 << 17} bytes" in json.loads(cut)["event"]
 
 
 class TestHead:
