@@ -30,6 +30,7 @@ import attrs
 import psutil
 from airflow.sdk.execution_time import supervisor as stock
 from airflow.sdk.execution_time.comms import SetRenderedFields
+from airflow.sdk.execution_time.supervisor import ActivitySubprocess as StockTask
 
 from headrace.obituary import describe_exit
 from headrace_airflow.supervisor import NotStarted
@@ -148,15 +149,15 @@ def _unregister(selector: selectors.BaseSelector) -> Callable[[Any], None]:
 
 
 @attrs.define(kw_only=True)
-class Task(stock.ActivitySubprocess, _Forked):
-    """A task; see the module."""
+class Task(StockTask, _Forked):
+    """A task; see the module. Before 3.3 it takes the stock class's place in its module (``_coordinate``)."""
 
     _rendered: SetRenderedFields | None = attrs.field(default=None, init=False)
     _rendered_due: float = attrs.field(default=0.0, init=False)
     _reported: bool = attrs.field(default=False, init=False)
 
     def _on_child_started(self, **kwargs: Any) -> None:
-        stock.ActivitySubprocess._on_child_started(self, **kwargs)
+        StockTask._on_child_started(self, **kwargs)
         self._last_heartbeat_attempt = time.monotonic()  # type: ignore[misc]  # a slot of the stock class
         self.selector.register(self.daemon, selectors.EVENT_READ, (self._listen, _unregister(self.selector)))
 
@@ -171,7 +172,7 @@ class Task(stock.ActivitySubprocess, _Forked):
             self._rendered_due = time.monotonic() + _RENDERED_AFTER_S
             self.send_msg(None, request_id=req_id)
         else:
-            stock.ActivitySubprocess._handle_request(self, msg, log, req_id)
+            StockTask._handle_request(self, msg, log, req_id)
             self._report()
 
     def _report(self) -> None:
@@ -185,7 +186,7 @@ class Task(stock.ActivitySubprocess, _Forked):
             max_wait_time = min(max_wait_time, self._rendered_due - time.monotonic())
             if self._terminal_state or max_wait_time <= 0:
                 self._store_rendered()
-        return stock.ActivitySubprocess._service_subprocess(self, max_wait_time, *args, **kwargs)
+        return StockTask._service_subprocess(self, max_wait_time, *args, **kwargs)
 
     def _store_rendered(self) -> None:
         rendered, self._rendered = self._rendered, None
@@ -197,14 +198,14 @@ class Task(stock.ActivitySubprocess, _Forked):
 
     def _check_subprocess_exit(self, *args: Any, **kwargs: Any) -> int | None:
         known = self._exit_code is not None
-        code: int | None = stock.ActivitySubprocess._check_subprocess_exit(self, *args, **kwargs)
+        code: int | None = StockTask._check_subprocess_exit(self, *args, **kwargs)
         if code is not None and code < 0 and not known:
             memory = getattr(self._process, "rss_bytes", 0)
             self.process_log.error(f"The task was {describe_exit(int(code))}", peak_memory_mib=memory >> 20)
         return code
 
     def update_task_state_if_needed(self) -> None:
-        stock.ActivitySubprocess.update_task_state_if_needed(self)
+        StockTask.update_task_state_if_needed(self)
         if not self._reported:
             self._reported = True
             self.daemon.send({"t": "reported", "state": str(self.final_state)})

@@ -3,9 +3,10 @@
     scheduler loop ── queue_workload, heartbeat ──▶ HeadraceExecutor ══ socket ══▶ daemon
                    ◀── success(), fail(), running_state() ──
 
-Every submission has an id of its own: the external executor id that the scheduler assigned when it queued the task, so
-that a scheduler that comes after a killed one can ask the daemon for it. One key may have two submissions for a moment
-(a deferred task that resumes before its first process is gone), never two with one id.
+Every submission has an id of its own: the external executor id that the scheduler assigned when it queued the task
+(before 3.3: takes from us then), so that a scheduler that comes after a killed one can ask the daemon for it. One key
+may have two submissions for a moment (a deferred task that resumes before its first process is gone), never two with
+one id.
 
 Nothing here waits, with one exception: while tasks run and there is nothing else to do, ``sync`` waits for them, up to
 the time that the scheduler would have slept anyway, and returns at once when one has ended. That is what closes the gap
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow.configuration import conf
 from airflow.executors.base_executor import PARALLELISM, BaseExecutor
+from airflow.utils.state import TaskInstanceState
 
 from headrace.errors import ConfigError
 from headrace_airflow import client, internals, places, settings, xcom
@@ -162,6 +164,8 @@ class HeadraceExecutor(BaseExecutor):
         ti = getattr(workload, "ti", None)
         needs = settings.needs_of(getattr(ti, "executor_config", None))
         submission = str(getattr(ti, "external_executor_id", None) or uuid.uuid4())
+        if ti is not None and not internals.assigns_ids():
+            self.change_state(key, TaskInstanceState.QUEUED, submission, remove_running=False)
         message: Message = {
             "t": "submit",
             "id": submission,
@@ -359,6 +363,7 @@ class HeadraceExecutor(BaseExecutor):
         """Drops a task from the queue, or kills it; the database is the caller's."""
         key: TaskInstanceKey = ti.key
         self.queued_tasks.pop(key, None)
+        self.event_buffer.pop(key, None)
         self.running.discard(key)
         submission = self._active.pop(key, None)
         if submission is not None:

@@ -3,7 +3,7 @@
     origin      prepare_origin
     supervisor  run_workload
     zygote      forbid_database, hold_parsed, reseed, run_task
-    scheduler   keep_awake, forget_wake_ups
+    scheduler   wake_key, assigns_ids, is_task, state_class, no_longer_running
 
 Nothing is imported from Airflow before it is needed: the daemon and the command line stay small.
 """
@@ -83,9 +83,7 @@ def prepare_origin() -> None:
     from headrace_airflow import activity, streams
 
     activity.prepare()
-    make_context = getattr(client.Client, "_get_ssl_context_cached", None)
-    if make_context is not None:  # 20 ms of reading certificates
-        make_context(client.API_SSL_CA_FILE_PATH, client.API_SSL_CERT_PATH)
+    client.Client(base_url="http://localhost", token="").close()  # what it reads of certificates in 20 ms is kept
     _take_turns(client.Client)
     if hasattr(supervisor, "make_buffered_socket_reader"):
         supervisor.make_buffered_socket_reader = streams.line_reader
@@ -344,6 +342,17 @@ def wake_key() -> Any:
     except ImportError:
         return None
     return ConnectionTestKey(id="headrace-wake-up")
+
+
+def assigns_ids() -> bool:
+    """Whether this Airflow's scheduler gives a task its external executor id when it queues it: from 3.3.
+
+    Before, it takes it from an event of the executor, so that a task queued just before the scheduler was killed has
+    none: the next scheduler queues it again.
+    """
+    from airflow.executors.base_executor import BaseExecutor
+
+    return hasattr(BaseExecutor, "pre_assigns_external_executor_id")
 
 
 def is_task(key: Any) -> bool:
