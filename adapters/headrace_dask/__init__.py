@@ -2,8 +2,7 @@
 
 Importing this registers the name, so that ``dask.config.set(scheduler="headrace")`` and
 ``compute(scheduler="headrace")`` work; ``headrace_dask.get`` is the scheduler itself, and ``headrace_dask.stream``
-yields partitions as they get ready. No thread and no process is
-started before a compute needs one.
+yields partitions as they get ready. No thread and no process is started before a compute needs one.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ unpickle a call without importing dask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any, TypeAlias
 
 from headrace.program import (
@@ -25,7 +25,7 @@ from headrace.program import (
     run_program,
     same,
 )
-from headrace.task import Call
+from headrace.task import Call, Hole
 from headrace_dask import internals
 from headrace_dask.internals import (
     ALIAS,
@@ -233,12 +233,7 @@ class _Program:
         keys = list(self._inputs)
         if len(self._steps) == 1:
             fn, args, kwargs, holes = self._steps[0]
-            refs: list[Ref] = []
-            for position, source in holes:
-                refs.append(
-                    (position, keys[-1 - source] if isinstance(source, int) else [keys[-1 - s] for s in source])
-                )
-            return fn, args, kwargs, refs, self._pinned
+            return fn, args, kwargs, refs_of(holes, keys), self._pinned
         keys.reverse()
         return run_program, (tuple(self._steps), last_reads(self._steps), None), None, [(2, keys)], self._pinned
 
@@ -312,6 +307,14 @@ class _Program:
         return _Register(len(self._steps) - 1)
 
 
+def refs_of(holes: Sequence[Hole], keys: Sequence[Hashable]) -> list[Ref]:
+    """The holes of the only step of a program, named by the keys of its inputs: those are in registers -1, -2, ..."""
+    return [
+        (position, keys[-1 - source] if isinstance(source, int) else [keys[-1 - s] for s in source])
+        for position, source in holes
+    ]
+
+
 def _keys_of(container: Any) -> list[Hashable] | None:
     """The keys that a ``List`` consists of, or None if there is anything else in it."""
     keys = []
@@ -335,4 +338,4 @@ def _without(args: tuple[Any, ...], refs: list[Ref]) -> tuple[Any, ...]:
     return tuple(left)
 
 
-__all__ = ["BULKY_BYTES", "Bulky", "Compiled", "Compiler", "Ref"]
+__all__ = ["BULKY_BYTES", "Bulky", "Compiled", "Compiler", "Ref", "refs_of"]

@@ -36,21 +36,24 @@ def observed(
     failed = True
     try:
         for callback in callbacks:
-            if callback[0]:
-                callback[0](dsk)
+            start, *_ = callback
+            if start:
+                start(dsk)
             started.append(callback)
         graph = translate(dsk, keys, values=cache, alias_tasks=True)
         state.update(_state(dsk, graph, cache))
         for callback in callbacks:
-            if callback[1]:
-                callback[1](dsk, state)
+            _, start_state, *_ = callback
+            if start_state:
+                start_state(dsk, state)
         values = run(graph, Observer(dsk, graph, state, set(keys), callbacks))
         failed = False
         return values
     finally:
         for callback in started:
-            if callback[4]:
-                callback[4](dsk, state, failed)
+            *_, finish = callback
+            if finish:
+                finish(dsk, state, failed)
 
 
 class Observer:

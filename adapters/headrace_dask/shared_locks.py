@@ -42,8 +42,9 @@ def install() -> None:
     os.register_at_fork(after_in_child=_reopen)
     if not companions.in_worker:
         companions.once_in_worker(_reopen)
-    for name in ("acquire", "release", "__enter__", "__exit__"):
-        setattr(SerializableLock, name, globals()[f"_{name.strip('_')}"])
+    methods = {"acquire": _acquire, "release": _release, "__enter__": _enter, "__exit__": _exit}
+    for name, method in methods.items():
+        setattr(SerializableLock, name, method)
 
 
 def _open() -> int:

@@ -7,16 +7,16 @@ cut behind a step whose function is a generator function, if nothing behind the 
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from headrace.program import last_reads, run_program
 from headrace.task import Call, Hole
-from headrace_dask.compiling import Ref
+from headrace_dask.compiling import Ref, refs_of
 
-_GENERATOR = 0x20 | 0x200
-"""CO_GENERATOR and CO_ASYNC_GENERATOR of a code object."""
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Part(NamedTuple):
@@ -77,18 +77,15 @@ def _part(steps: Sequence[Call], start: int, keys: Sequence[Hashable], made: dic
     last = new[-1][0]
     if len(new) == 1:
         fn, args, kwargs, holes = new[0]
-        refs: list[Ref] = [
-            (position, names[-1 - source] if isinstance(source, int) else [names[-1 - s] for s in source])
-            for position, source in holes
-        ]
-        return Part(fn, args, kwargs, refs, last)
+        return Part(fn, args, kwargs, refs_of(holes, names), last)
     names.reverse()
     return Part(run_program, (tuple(new), last_reads(new), None), None, [(2, names)], last)
 
 
 def _sources(step: Call) -> list[int]:
     found: list[int] = []
-    for _, source in step[3]:
+    _, _, _, holes = step
+    for _, source in holes:
         found += [source] if isinstance(source, int) else source
     return found
 

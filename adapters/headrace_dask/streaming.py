@@ -94,7 +94,7 @@ class _Partitions:
             runtime.run(self._graph, lane=lane)
         except _Closed:
             pass
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, it is raised where the partitions are asked for
             self._error = error
         self._ready.put((-1, None))
 
@@ -130,8 +130,8 @@ def _append(graph: Graph, key: Any, call: Call | None, deps: tuple[int, ...], fa
 
 
 def _renumbered(call: Call | None, number: list[int]) -> Call | None:
-    if call is None or not call[3]:
-        return call
+    if call is None:
+        return None
     fn, args, kwargs, holes = call
     new: list[Hole] = []
     for position, source in holes:

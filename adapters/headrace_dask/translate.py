@@ -117,14 +117,16 @@ class _Walk:
             else:
                 compiled = self._other(key, node, stack)
             if compiled is not None:
-                if compiled[3]:
+                _, _, _, refs, _ = compiled
+                if refs:
                     number[key] = _OPEN
-                    stack.append((key, compiled, iter(_needed(compiled[3]))))
+                    stack.append((key, compiled, iter(_needed(refs))))
                 else:
                     self._close(key, compiled)
             # Close whatever is complete; go on with the first dependency that has no number.
             while stack:
-                for dep in stack[-1][2]:
+                _, _, rest = stack[-1]
+                for dep in rest:
                     at = number.get(dep)
                     if at is None:
                         key = dep
@@ -132,7 +134,8 @@ class _Walk:
                     if at == _OPEN:
                         raise _cycle([entry[0] for entry in stack], dep)
                 else:
-                    self._close(*stack.pop()[:2])
+                    complete, its_call, _ = stack.pop()
+                    self._close(complete, its_call)
                     continue
                 break
             else:

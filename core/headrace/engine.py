@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from headrace.shell.pipeline import Pipeline
 
 EXIT_TIMEOUT_S = 1.0
+"""So long the end waits for the lane's thread to end its workers."""
 _LAUNCH_S_PER_MODULE = 0.4e-3
 """What a worker imports is much of what its owner has: 350 modules with dask alone (0.15 s), 1,300 with its frames."""
 
@@ -169,7 +170,7 @@ class Engine:
             if not self._retired:
                 self._check_open()
             known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
-            return [Stored(known[index]) if keep else known[index] for index in graph.outputs]
+            return _handed([known[index] for index in graph.outputs], keep)
         level = self._shield.level(self._threads.nested)
         show_loop: Callable[[], None] | None = None
         job: Job | None = None
@@ -182,18 +183,13 @@ class Engine:
             if expected_s is not None:
                 progress = self._run_at_once(graph, expected_s)
                 if progress.done == len(graph.calls):
-                    return [Stored(progress.values[i]) if keep else progress.values[i] for i in graph.outputs]
+                    return _handed([progress.values[index] for index in graph.outputs], keep)
                 graph = rest_of(graph, progress)
             with self._shield:
                 job, event = self._open(graph, lane, limit, observer)
-            failure = self._drive(job, event)
-            if failure is not None:
-                if rerun and not failure.deaths:
-                    job.recompute(failure.task - job.base)
-                raise job.error(failure.task - job.base, failure.deaths)
-            values = [job.load(index) for index in graph.outputs]
+            values = self._outcome(job, graph.outputs, self._drive(job, event), rerun)
             self._collected(job)
-        except BaseException:
+        except BaseException:  # Ctrl-C included: without a caller the job is nobody's
             if job is not None:
                 self._abandon(job)
             raise
@@ -201,7 +197,7 @@ class Engine:
             if show_loop is not None:
                 show_loop()
             self._shield.uninstall(level)
-        return [Stored(value) for value in values] if keep else values
+        return _handed(values, keep)
 
     def _checked_lane(self, lane: str | None, limit: int | None) -> str:
         self._check_open()
@@ -285,6 +281,15 @@ class Engine:
             else:
                 item()
                 item = None
+
+    def _outcome(self, job: Job, outputs: list[int], failure: c.FailJob | None, rerun: bool) -> list[Any]:
+        """The values of a job that is over; if it has failed, its error is raised."""
+        if failure is None:
+            return [job.load(index) for index in outputs]
+        index = failure.task - job.base
+        if rerun and not failure.deaths:
+            job.recompute(index)
+        raise job.error(index, failure.deaths)
 
     def _abandon(self, job: Job) -> None:
         """The caller leaves (Ctrl-C, a failing observer): whatever of its job is under way stops, or is ignored."""
@@ -409,7 +414,7 @@ class Engine:
                                 self._performers[type(command)](command, after)
                             elif self._run_here(command, slot, after):
                                 mine = command
-                except BaseException as error:
+                except BaseException as error:  # whatever it was, nobody knows how far the change has come
                     self._crash(error)
                     if raised_in(error).partition(".")[0] != "headrace":
                         raise  # the user's code did
@@ -485,6 +490,11 @@ class Engine:
     def status(self) -> dict[str, Any]:
         with self._lock:
             return status.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
+
+
+def _handed(values: list[Any], keep: bool) -> list[Any]:
+    """What the caller gets: values, or handles on them."""
+    return [Stored(value) for value in values] if keep else values
 
 
 _open: set[Engine] = set()

@@ -45,8 +45,8 @@ def run_program(steps: Sequence[Call], drops: Sequence[tuple[int, ...]], inputs:
 def last_reads(steps: Sequence[Call]) -> tuple[tuple[int, ...], ...]:
     """For each step the registers that it reads as the last one of all: the ``drops`` of :func:`run_program`."""
     last: dict[int, int] = {}
-    for number, step in enumerate(steps):
-        for _, source in step[3]:
+    for number, (_, _, _, holes) in enumerate(steps):
+        for _, source in holes:
             for register in (source,) if isinstance(source, int) else source:
                 last[register] = number
     drops: list[list[int]] = [[] for _ in steps]

@@ -6,6 +6,7 @@
     {"op": "run"}                               → seconds, digest   the result is dropped afterwards
     {"op": "optimise"}                          → seconds, tasks    what dask takes before it calls a scheduler
     {"op": "first"}                             → seconds           a graph of ten tasks, the first after the start
+    {"op": "close"}                             → {}                ends the scheduler; the process ends after it
 
 Every reply may instead be ``{"error": text}``. Nothing else is written to the socket; what tasks print goes to the log.
 The driver runs this file by its path, and it imports Headrace only when told to, so that the import of Headrace can be

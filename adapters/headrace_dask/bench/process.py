@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from time import perf_counter
 from typing import Any
 
 import psutil
+
+from headrace.obituary import describe_exit
 
 SAMPLE_S = 0.075
 """How often memory is looked at. A look walks the page tables: about a millisecond for every 400 MB."""
@@ -108,8 +109,7 @@ class ChildProcess:
     def _last_words(self) -> str:
         """How the process ended, with the last line that it wrote."""
         try:
-            code = self._process.wait(5)
-            how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            how = describe_exit(self._process.wait(5))
         except subprocess.TimeoutExpired:
             how = "hung up"
         self._log.seek(0, os.SEEK_END)

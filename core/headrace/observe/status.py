@@ -38,7 +38,6 @@ def snapshot(
 ) -> dict[str, Any]:
     """What runs where, what each waiting task waits for, and what the store holds. Called under the runtime's lock."""
     tasks = list(islice(machine.tasks.values(), COUNTED_TASKS))
-    processes = {row["worker"]: row for row in lane.status()} if lane is not None else {}
     counts = dict.fromkeys(STATE_NAMES, 0)
     for task in tasks:
         counts[STATE_NAMES[task.state]] += 1
@@ -54,36 +53,46 @@ def snapshot(
             {"slot": slot.id, "runs": [key_of(task.id) for task in slot.batch[:SHOWN_TASKS]]}
             for slot in machine.slots.values()
         ],
-        "workers": [
-            {
-                "worker": worker.id,
-                "pid": processes.get(worker.id, {}).get("pid"),
-                "rss_bytes": processes.get(worker.id, {}).get("rss_bytes", 0),
-                "up": worker.up,
-                "queued": len(worker.queue),
-                "runs": next((key_of(number) for number in worker.queue), None),
-                "holds": len(worker.holds),
-            }
-            for worker in machine.workers.values()
-        ],
+        "workers": _workers(machine, key_of, lane),
         "tasks": counts,
         "waiting": [
             {"task": key_of(task.id), "state": STATE_NAMES[task.state], "for": _reason(task, key_of)}
             for task in tasks
             if STATE_NAMES[task.state] in ("waiting", "ready", "fetching")
         ][:SHOWN_TASKS],
-        "families": [
-            {
-                "family": str(f.name),
-                "kind": KIND_NAMES[f.kind],
-                "runs": f.runs,
-                "seconds": f.wall_s,
-                "pending": f.pending,
-            }
-            for f in machine.families.values()
-        ][-SHOWN_TASKS:],
+        "families": _families(machine)[-SHOWN_TASKS:],
         "store": lane.store_status() if lane is not None else {},
     }
+
+
+def _workers(machine: Machine, key_of: Callable[[int], str], lane: ProcessLane | None) -> list[dict[str, Any]]:
+    """What the machine knows of each worker, and the lane of its process."""
+    processes = {row["worker"]: row for row in lane.status()} if lane is not None else {}
+    return [
+        {
+            "worker": worker.id,
+            "pid": processes.get(worker.id, {}).get("pid"),
+            "rss_bytes": processes.get(worker.id, {}).get("rss_bytes", 0),
+            "up": worker.up,
+            "queued": len(worker.queue),
+            "runs": next((key_of(number) for number in worker.queue), None),
+            "holds": len(worker.holds),
+        }
+        for worker in machine.workers.values()
+    ]
+
+
+def _families(machine: Machine) -> list[dict[str, Any]]:
+    return [
+        {
+            "family": str(family.name),
+            "kind": KIND_NAMES[family.kind],
+            "runs": family.runs,
+            "seconds": family.wall_s,
+            "pending": family.pending,
+        }
+        for family in machine.families.values()
+    ]
 
 
 def _reason(task: Task, key_of: Callable[[int], str]) -> str:
@@ -165,7 +174,7 @@ def _state_of(runtime: Engine) -> dict[str, Any]:
     """Its status; if that cannot be told, because of a key that cannot be written for example, then why."""
     try:
         return runtime.status()
-    except Exception as error:
+    except Exception as error:  # see above: a user's __str__ or __repr__ may raise anything
         return {"pid": os.getpid(), "error": f"{type(error).__name__}: {error}"}
 
 

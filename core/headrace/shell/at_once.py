@@ -83,7 +83,8 @@ def _stream(value: Any, graph: Graph, index: int, args: Any, buffer_bytes: int) 
 
     call = graph.calls[index]
     assert call is not None
-    return pulled(str(graph.keys[index]), buffer_bytes, Opening(index, value, call[0], args, call[2]))
+    fn, _, kwargs, _ = call
+    return pulled(str(graph.keys[index]), buffer_bytes, Opening(index, value, fn, args, kwargs))
 
 
 def rest_of(graph: Graph, progress: Progress) -> Graph:

@@ -52,6 +52,6 @@ class Callbacks:
             callback, future = item
             try:
                 callback(future)
-            except BaseException:
+            except BaseException:  # not even SystemExit may end the thread that others' callbacks wait for
                 _log.exception("exception calling callback for %r", future)
             del item, callback, future  # or the future would live until the next one comes

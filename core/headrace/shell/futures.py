@@ -193,7 +193,7 @@ class Futures:
             def resolve() -> None:
                 try:
                     value = job.load(command.task)
-                except BaseException as error:
+                except BaseException as error:  # its unpickling runs users' code, which may raise anything
                     _resolve(future.set_exception, error)
                 else:
                     _resolve(future.set_result, value)

@@ -63,7 +63,7 @@ def _first_bad(parts: list[Part]) -> tuple[Part, Exception] | None:
 def _try(obj: Any) -> Exception | None:
     try:
         cloud_dumps(obj, lambda buffer: False)
-    except Exception as error:
+    except Exception as error:  # what it is, is the question
         return error.with_traceback(None)  # whose frames lead back to those that hold the error
     return None
 
@@ -139,17 +139,18 @@ def _reduced(obj: Any) -> Iterator[Part]:
         return  # then the object itself is the culprit
     if not isinstance(reduced, tuple):
         return
-    for index, part in enumerate(reduced[1]):
+    _, args, state, items, *_ = (*reduced, None, None)
+    for index, part in enumerate(args):
         yield f".__reduce__()[1][{index}]", part
-    if len(reduced) > 2 and reduced[2] is not None:
-        yield ".__getstate__()", reduced[2]
-    if len(reduced) > 3 and reduced[3] is not None:
-        yield from ((f"[{index}]", item) for index, item in enumerate(reduced[3]))
+    if state is not None:
+        yield ".__getstate__()", state
+    if items is not None:
+        yield from ((f"[{index}]", item) for index, item in enumerate(items))
 
 
 def _short(key: Any) -> str:
     try:
         text = repr(key)
-    except Exception:
+    except Exception:  # the user's __repr__ may raise anything
         text = f"<{type(key).__qualname__}>"
     return text if len(text) <= 60 else text[:57] + "..."

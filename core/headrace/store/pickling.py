@@ -106,7 +106,7 @@ def pack(obj: Any, name: str = "") -> Packed:
         return _keep_nans(obj, Packed(data, buffers), cloud_dumps) if shows_nan(data) else Packed(data, buffers)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # pickling runs users' code, which may raise anything
         from headrace.store.culprit import describe
 
         kind = MustStayHere if isinstance(error, MustStayHere) else UnpicklableError

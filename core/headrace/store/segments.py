@@ -118,7 +118,7 @@ class Arena:
                     self._copy(start + offset, buffer)
                 else:
                     self._write(start + offset, buffer)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C included: nobody else would ever free the range
             self.free(start)
             if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
                 raise MemoryError(f"no memory for {length} bytes in the arena of place {self.place}") from error
