@@ -56,6 +56,8 @@ def status(args: Any) -> None:
         _print(
             f"  {task['state']:9} {age:7.1f} s  {task['cpus']:4.1f} cpus  pid {task['pid'] or '-'}  {task['name']}{why}"
         )
+    for ahead in answer["ahead"]:
+        _print(f"  {ahead['state']:9} ahead of its task  {'.'.join(ahead['instance'])}")
     for zygote in answer["zygotes"]:
         name = "bare" if zygote["file"] is None else f"{zygote['file'][0]}: {zygote['file'][2]}"
         _print(f"  zygote {zygote['pid']}  {name}" + (f"  not held: {zygote['unfit']}" if zygote["unfit"] else ""))

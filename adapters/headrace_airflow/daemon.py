@@ -254,6 +254,10 @@ class Daemon:
             "memory": {"total_bytes": total_bytes, "free_bytes": free_bytes},
             "supervisors": [{"pid": s.child.pid, "task": s.task} for s in self._supervisors],
             "tasks": [self._describe(key, task) for key, task in self._tasks.items()],
+            "ahead": [
+                {"state": ahead.state, "instance": list(ahead.offer.instance)}
+                for ahead in self._machine.ahead.known.values()
+            ],
             "zygotes": [
                 {"pid": z.child.pid, "file": z.file, "unfit": z.unfit, "sources": len(z.sources)}
                 for z in self._zygotes.values()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import Any
@@ -39,6 +40,14 @@ def install() -> None:
     callback_runner.create_executable_runner = create_executable_runner
 
 
+def in_use() -> bool:
+    """Whether generators have values here: HeadraceXCom is the backend, and not only imported."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    ours = sys.modules.get("headrace_airflow.xcom")
+    return ours is not None and issubclass(XCom, ours.HeadraceXCom)
+
+
 def keeps_items(operator: Any) -> bool:
     """Whether what an operator's generator yields becomes its value."""
     from airflow.providers.standard.decorators.python import _PythonDecoratedOperator
@@ -52,6 +61,8 @@ def _of_task(function: Function) -> Function:
     """Where a function is that of the task that is running, and not one of its hooks: one that keeps items."""
     from airflow.sdk import get_current_context
 
+    if not in_use():
+        return function
     try:
         operator = get_current_context().get("task")
     except RuntimeError:

@@ -256,7 +256,7 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     """
     from airflow.sdk.execution_time import supervisor, task_runner
 
-    from headrace_airflow import rendering
+    from headrace_airflow import ahead, generators, rendering
 
     _end_on_sigterm()
     _end_on_segfault()
@@ -264,21 +264,10 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     if hasattr(task_runner, "_serialize_template_field"):
         task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
     sockets = [socket.socket(fileno=fd) for fd in (requests, stdout, stderr)]
-    if _has_items():
-        from headrace_airflow import ahead
-
+    if generators.in_use():
         ahead.prepare(None if forerunner is None else ahead.Forerunner(forerunner, log_fd), tell)
     supervisor._fork_main(*sockets, log_fd, _target(message))
     os._exit(124)  # it never returns
-
-
-def _has_items() -> bool:
-    """Whether generators have values here: with our XCom backend."""
-    from airflow.sdk.execution_time.xcom import XCom
-
-    from headrace_airflow.xcom import HeadraceXCom
-
-    return issubclass(XCom, HeadraceXCom)
 
 
 def _end_on_sigterm() -> None:

@@ -93,6 +93,11 @@ class Ahead:
     """When the last that feeds it has succeeded."""
 
     @property
+    def state(self) -> str:
+        """For people."""
+        return "done" if self.done else "running" if self.running else "waiting"
+
+    @property
     def cpus(self) -> float:
         return self.offer.cpus if self.running and not self.done else 0.0
 
