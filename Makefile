@@ -4,6 +4,7 @@
 #   make test          the tests, on the newest dependencies; those that start an Airflow are in make test-airflow
 #   make test-airflow  the tests on a real Airflow, with SQLite and PostgreSQL: about ten minutes
 #   make test-oldest   the tests of what depends on others' versions, on the oldest of the declared ranges (.venv-oldest)
+#   make test-airflow-oldest  those of the Airflow adapter on the oldest Airflow (.venv-airflow-oldest; Python 3.11 or 3.12)
 #   make check         formatting, lint, types, import contracts
 #   make compat        other people's test suites on stock schedulers and on Headrace
 #   make bench         the whole benchmark suite
@@ -18,11 +19,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
+VENV_AIRFLOW_OLDEST ?= .venv-airflow-oldest
 TEST_ARGS ?=
 OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
 AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
 	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py executor_trouble.py \
 	executor_workloads.py page_airflow.py real_airflow.py xcom_airflow.py)
+AIRFLOW_OLDEST_TESTS ?= $(addprefix tests/airflow/test_,\
+	base_executor.py contract.py executor_features.py executor_parts.py xcom.py xcom_airflow.py xcom_rows.py)
 COMPAT_ARGS ?=
 BENCH_ARGS ?=
 
@@ -30,7 +34,7 @@ BIN := $(VENV)/bin
 RUFF_PATHS := core adapters plugins tests examples compat_suite
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-airflow test-oldest check check-format check-lint check-types check-imports compat bench format clean \
+.PHONY: help demo test test-airflow test-oldest test-airflow-oldest check check-format check-lint check-types check-imports compat bench format clean \
 	demo-airflow compat-airflow bench-airflow
 .DELETE_ON_ERROR:
 
@@ -52,6 +56,10 @@ test-airflow: $(VENV)/.dev
 
 test-oldest: $(VENV_OLDEST)/.test
 	$(VENV_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-oldest $(OLDEST_TESTS) $(TEST_ARGS)
+
+test-airflow-oldest: $(VENV_AIRFLOW_OLDEST)/.test
+	$(VENV_AIRFLOW_OLDEST)/bin/python -m pytest -o cache_dir=.cache/pytest-airflow-oldest \
+		$(AIRFLOW_OLDEST_TESTS) $(TEST_ARGS)
 
 check: check-format check-lint check-types check-imports
 
@@ -85,7 +93,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(RUFF_PATHS)
 
 clean:
-	rm -rf $(VENV) $(VENV_OLDEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist out
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_AIRFLOW_OLDEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist out
 	find core adapters plugins tests examples compat_suite -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than all that decides what is installed, so a second call does nothing.
@@ -104,6 +112,11 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints/latest.txt
 
 $(VENV_OLDEST)/.test: $(VENV_OLDEST)/.made pyproject.toml constraints/oldest.txt
 	$(VENV_OLDEST)/bin/python -m pip install --quiet --constraint constraints/oldest.txt --editable '.[test]'
+	@touch $@
+
+$(VENV_AIRFLOW_OLDEST)/.test: $(VENV_AIRFLOW_OLDEST)/.made pyproject.toml constraints/oldest-airflow.txt
+	$(VENV_AIRFLOW_OLDEST)/bin/python -m pip install --quiet --constraint constraints/oldest-airflow.txt \
+		--editable '.[test,bench-airflow]' apache-airflow-providers-git
 	@touch $@
 
 %/.made:
