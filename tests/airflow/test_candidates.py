@@ -45,6 +45,11 @@ async def awaits(items):
     return items
 
 
+@task(multiple_outputs=True)
+def gives_several(items):
+    return {"items": items}
+
+
 def offered(
     make: Callable[[Any], Any], tags: tuple[str, ...] = (candidates.TAG,), streaming: str = "produces"
 ) -> set[str]:
@@ -90,6 +95,7 @@ def test_what_it_declares_comes_along() -> None:
         takes_anything,
         branches,
         awaits,
+        gives_several,
         lambda items: consumes.expand(items=items),
         lambda items: consumes(items, "{{ ds }}"),
         lambda items: consumes(items, object()),
@@ -101,7 +107,6 @@ def test_what_it_declares_comes_along() -> None:
             for option in (
                 {"trigger_rule": "all_done"},
                 {"executor": "LocalExecutor"},
-                {"multiple_outputs": True},
                 {"depends_on_past": True},
                 {"run_as_user": "somebody"},
                 {"on_execute_callback": print},
