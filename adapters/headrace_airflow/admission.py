@@ -368,9 +368,10 @@ class Admission:
 
     def _retire(self, now: float, commands: list[Command]) -> None:
         in_use = {task.file for task in self.tasks.values() if not task.running}
-        has_ahead = {ahead.offer.zygote for ahead in self.ahead.known.values()}
+        busy = {task.zygote for task in self.tasks.values() if task.running}  # it lives as long anyway
+        busy |= {ahead.offer.zygote for ahead in self.ahead.known.values()}
         idle = sorted(
-            (z for z in self.zygotes.values() if z.file not in in_use and z.number not in has_ahead),
+            (z for z in self.zygotes.values() if z.file not in in_use and z.number not in busy),
             key=lambda z: z.used,
         )
         surplus = len(self.zygotes) - self.limits.zygotes
