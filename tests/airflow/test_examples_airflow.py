@@ -16,12 +16,13 @@ SQUARES, SEVENS = sum(n * n for n in NUMBERS), len(range(0, len(NUMBERS), 7))
 def examples(airflow: Any) -> Any:
     for file in EXAMPLES.glob("airflow_*.py"):
         airflow.write_dag(file.name, file.read_text())
-    airflow.wait_for_dags({"program", "flights_in_files", "flights_in_memory"})
+    airflow.wait_for_dags({"program", "pipeline", "flights_in_files", "flights_in_memory"})
     return airflow
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("airflow_*.py")} == {"airflow_program.py", "airflow_flights.py"}
+    names = {"airflow_program.py", "airflow_pipeline.py", "airflow_flights.py"}
+    assert {path.name for path in EXAMPLES.glob("airflow_*.py")} == names
 
 
 @pytest.mark.shares_runtime
@@ -32,6 +33,12 @@ def test_the_program(examples: Any) -> None:
     )
     assert (examples.xcom(run, "func1"), examples.xcom(run, "func2")) == (SQUARES, SEVENS)
     assert examples.xcom(run, "func3") == f"{SQUARES} / {SEVENS} = {SQUARES / SEVENS:.1f}"
+
+
+@pytest.mark.shares_runtime
+def test_the_pipeline(examples: Any) -> None:
+    run = examples.run("pipeline")
+    assert examples.xcom(run, "aggregate") == sum(range(0, 25_000, 7))
 
 
 @pytest.mark.shares_runtime

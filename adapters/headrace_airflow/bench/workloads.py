@@ -15,6 +15,8 @@ PATIENT = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "1800",
 }
 """What somebody sets who wants to get a large value through Airflow's own XCom."""
+ITEMS_AS_XCOM = {"AIRFLOW__CORE__XCOM_BACKEND": "headrace_airflow.HeadraceXCom"}
+"""With Airflow's own XCom what a generator yields is lost, under any executor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,14 @@ SUITE = (
         settings=PATIENT,
     ),
     Workload(
+        "stream",
+        "headrace_stream",
+        "10 s and 10 s, pipelined, HeadraceXCom",
+        2,
+        ("consume", 4950),
+        settings=ITEMS_AS_XCOM,
+    ),
+    Workload(
         "sleepers",
         "headrace_sleepers",
         "125 sleeping tasks",
@@ -104,7 +114,7 @@ VARIANTS = (
     Variant(
         "headrace+xcom",
         HEADRACE,
-        {"AIRFLOW__CORE__XCOM_BACKEND": "headrace_airflow.HeadraceXCom"},
+        ITEMS_AS_XCOM,
         module="headrace_airflow.xcom",
     ),
 )
