@@ -6,6 +6,7 @@ What differs from stock:
 - The first heartbeat comes when it is due, and when the scheduler has noticed that the task shall not go on.
 - Rendered fields are stored after the terminal state, or after a second: they are for people to look at.
 - The scheduler is told of the terminal state when the API server has it.
+- A task that has been quiet is given back to the daemon, and goes on at a supervisor when it has something to say.
 
 ``_Forked`` sits between a stock class and ``WatchedSubprocess`` in the order of method resolution, and replaces only
 the fork.
@@ -17,14 +18,15 @@ import enum
 import inspect
 import json
 import os
+import re
 import selectors
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
-from socket import socketpair
-from typing import Any, ClassVar, Final
+from socket import socket, socketpair
+from typing import Any, ClassVar, Final, NoReturn
 
 import attrs
 import psutil
@@ -33,10 +35,15 @@ from airflow.sdk.execution_time.comms import SetRenderedFields
 from airflow.sdk.execution_time.supervisor import ActivitySubprocess as StockTask
 
 from headrace.obituary import describe_exit
-from headrace_airflow.supervisor import NotStarted
+from headrace_airflow import streams
+from headrace_airflow.supervisor import NotStarted, Parked, Resumed
 from headrace_airflow.wire import Channel, Message
 
 _RENDERED_AFTER_S: Final = 1.0
+_QUIET_S: Final = 2.0
+_LONGEST_QUIET_S: Final = 60.0
+"""A task is parked after so long without a word: each time it has to be twice as long, up to this."""
+_ALL_SOCKETS: Final = ("requests", "stdout", "stderr", "logs")
 
 NegativeSignal = enum.IntEnum("NegativeSignal", {s.name: -s.value for s in signal.Signals})  # type: ignore[misc]
 """Stock looks for the name of an exit code that is a signal."""
@@ -58,6 +65,11 @@ class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore
     @property
     def pid(self) -> int:
         return self._pid
+
+    @property
+    def pid_fd(self) -> int:
+        """-1: it has ended."""
+        return self._pid_fd
 
     def send_signal(self, s: signal.Signals) -> None:
         try:
@@ -91,6 +103,20 @@ class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore
                 self.code = NegativeSignal(-signal.SIGKILL)  # the zygote was killed, and with it its children
 
 
+class _Noting(selectors.DefaultSelector):
+    """Knows since when nothing has happened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quiet_since = time.monotonic()
+
+    def select(self, timeout: float | None = None) -> Any:
+        events = super().select(timeout)
+        if events:
+            self.quiet_since = time.monotonic()
+        return events
+
+
 class _Forked(stock.WatchedSubprocess):
     """Replaces the fork of stock's ``start`` by a request to the zygote. No fields: it must not change the layout."""
 
@@ -99,6 +125,8 @@ class _Forked(stock.WatchedSubprocess):
     zygote: ClassVar[Channel]
     daemon: ClassVar[Channel]
     request: ClassVar[Message] = {"t": "fork"}
+    resumed: ClassVar[Resumed | None] = None
+    """What was parked, and is to be taken over instead of a fork."""
 
     @classmethod
     def start(
@@ -110,18 +138,9 @@ class _Forked(stock.WatchedSubprocess):
         new_process_group: bool = False,
         **constructor_kwargs: Any,
     ) -> Any:
-        theirs, ours = zip(*(socketpair() for _ in range(4)), strict=True)
-        cls.zygote.send({**cls.request}, [end.fileno() for end in theirs])
-        answer = cls.zygote.wait()
-        for end in theirs:
-            end.close()
-        if answer is None:
-            raise NotStarted
-        message, (pid_fd,) = answer
-        tracker = ForkedElsewhere(message["pid"], pid_fd, cls.zygote)
-        requests, stdout, stderr, logs = ours
+        tracker, (requests, stdout, stderr, logs) = cls._fork() if cls.resumed is None else cls._take_over(cls.resumed)
         fields = {field.name.lstrip("_") for field in attrs.fields(cls)}
-        known = {"new_process_group": True, "start_time": time.monotonic()}
+        known = {"new_process_group": True, "start_time": time.monotonic(), "selector": _Noting()}
         process = cls(
             pid=tracker.pid,
             stdin=requests,
@@ -137,8 +156,25 @@ class _Forked(stock.WatchedSubprocess):
         process.selector.register(
             cls.zygote, selectors.EVENT_READ, (lambda _: tracker.hear(), _unregister(process.selector))
         )
-        cls.daemon.send({"t": "started", "pid": tracker.pid})
+        if cls.resumed is None:
+            cls.daemon.send({"t": "started", "pid": tracker.pid})
         return process
+
+    @classmethod
+    def _fork(cls) -> tuple[ForkedElsewhere, list[socket]]:
+        theirs, ours = zip(*(socketpair() for _ in range(4)), strict=True)
+        cls.zygote.send({**cls.request}, [end.fileno() for end in theirs])
+        answer = cls.zygote.wait()
+        for end in theirs:
+            end.close()
+        if answer is None:
+            raise NotStarted
+        message, (pid_fd,) = answer
+        return ForkedElsewhere(message["pid"], pid_fd, cls.zygote), list(ours)
+
+    @classmethod
+    def _take_over(cls, resumed: Resumed) -> tuple[ForkedElsewhere, list[socket]]:
+        return ForkedElsewhere(resumed.record["pid"], resumed.pid_fd, cls.zygote), resumed.sockets
 
 
 def _unregister(selector: selectors.BaseSelector) -> Callable[[Any], None]:
@@ -155,11 +191,43 @@ class Task(StockTask, _Forked):
     _rendered: SetRenderedFields | None = attrs.field(default=None, init=False)
     _rendered_due: float = attrs.field(default=0.0, init=False)
     _reported: bool = attrs.field(default=False, init=False)
+    _quiet_s: float = attrs.field(default=_QUIET_S, init=False)
+    _readers: dict[str, Any] = attrs.field(factory=dict, init=False)
 
-    def _on_child_started(self, **kwargs: Any) -> None:
-        StockTask._on_child_started(self, **kwargs)
-        self._last_heartbeat_attempt = time.monotonic()  # type: ignore[misc]  # a slot of the stock class
+    def _watch_readers(self) -> None:
+        """Has all that reads from the task say whether it holds a part of something."""
+        for sock, name in self._open_sockets.items():
+            read, on_close = self.selector.get_key(sock).data
+            self._readers[name] = reader = read if hasattr(read, "is_between") else streams.FrameWatch(read)
+            self.selector.modify(sock, selectors.EVENT_READ, (reader, on_close))
+
+    def _on_child_started(self, *, ti: Any, **kwargs: Any) -> None:
+        self._watch_readers()
+        if self.resumed is None:
+            StockTask._on_child_started(self, ti=ti, **kwargs)
+            self._last_heartbeat_attempt = time.monotonic()  # type: ignore[misc]  # a slot of the stock class
+        else:
+            self._go_on(ti, self.resumed)
         self.selector.register(self.daemon, selectors.EVENT_READ, (self._listen, _unregister(self.selector)))
+
+    def _go_on(self, ti: Any, resumed: Resumed) -> None:
+        """Becomes what it was when it was parked."""
+        now = time.monotonic()
+        record = resumed.record
+        state = {
+            "ti": ti,
+            "_should_retry": record["should_retry"],
+            "_rendered_map_index": record["rendered_map_index"],
+            "_last_successful_heartbeat": now,
+            "_last_heartbeat_attempt": 0.0 if resumed.look else now,
+        }
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._quiet_s = min(2 * record["quiet_s"], _LONGEST_QUIET_S)
+        masker = _masker()
+        if record["secrets"]:
+            masker.patterns.update(record["secrets"])
+            masker.replacer = re.compile("|".join(masker.patterns))
 
     def _listen(self, daemon: Channel) -> bool:
         if daemon.receive():
@@ -167,6 +235,7 @@ class Task(StockTask, _Forked):
         return not daemon.closed
 
     def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
+        self._readers["requests"].is_between = True
         if isinstance(msg, SetRenderedFields):
             self._rendered = msg
             self._rendered_due = time.monotonic() + _RENDERED_AFTER_S
@@ -186,7 +255,40 @@ class Task(StockTask, _Forked):
             max_wait_time = min(max_wait_time, self._rendered_due - time.monotonic())
             if self._terminal_state or max_wait_time <= 0:
                 self._store_rendered()
+        elif not self._last_heartbeat_attempt:
+            max_wait_time = 0.0
+        elif (left_s := self.selector.quiet_since + self._quiet_s - time.monotonic()) > 0:
+            max_wait_time = min(max_wait_time, left_s)
         return StockTask._service_subprocess(self, max_wait_time, *args, **kwargs)
+
+    def _send_heartbeat_if_needed(self) -> None:
+        StockTask._send_heartbeat_if_needed(self)
+        if time.monotonic() - self.selector.quiet_since >= self._quiet_s and self._may_be_parked():
+            self._park()
+
+    def _may_be_parked(self) -> bool:
+        """Whether all there is to know of the task is what ``_park`` writes down."""
+        unfinished = (self._terminal_state, getattr(self, "_pending_terminal_state_msg", None), self._rendered)
+        return (
+            self._exit_code is None
+            and not any(unfinished)
+            and self.failed_heartbeats == 0
+            and getattr(self, "_subprocess_schema_version", None) is None
+            and set(self._open_sockets.values()) == set(_ALL_SOCKETS)
+            and all(reader.is_between for reader in self._readers.values())
+        )
+
+    def _park(self) -> NoReturn:
+        record = {
+            "pid": self.pid,
+            "token": self.client.auth.token,
+            "should_retry": self._should_retry,
+            "rendered_map_index": self._rendered_map_index,
+            "quiet_s": self._quiet_s,
+            "secrets": sorted(_masker().patterns),
+        }
+        sockets = {name: sock for sock, name in self._open_sockets.items()}
+        raise Parked(record, [sockets[name] for name in _ALL_SOCKETS], self._process.pid_fd)
 
     def _store_rendered(self) -> None:
         rendered, self._rendered = self._rendered, None
@@ -231,12 +333,19 @@ def prepare() -> None:
     stock.ensure_secrets_backend_loaded()
 
 
-def run(workload: Any, server: str, zygote: Channel, daemon: Channel) -> Message:
+def _masker() -> Any:
+    """What hides secrets in what tasks write."""
+    from airflow.sdk._shared.secrets_masker import secrets_masker
+
+    return secrets_masker._secrets_masker()
+
+
+def run(workload: Any, server: str, zygote: Channel, daemon: Channel, resumed: Resumed | None) -> Message:
     """Runs a workload; see ``internals.run_workload``."""
-    _Forked.zygote, _Forked.daemon, _Forked.request = zygote, daemon, {"t": "fork"}
+    _Forked.zygote, _Forked.daemon, _Forked.request, _Forked.resumed = zygote, daemon, {"t": "fork"}, resumed
     kind = type(workload).__name__
     if kind == "ExecuteTask":
-        code = _run_task(workload, server)
+        code = _run_task(workload, resumed.record["token"] if resumed else workload.token, server)
         return {"ok": True, "code": int(code)}
     from airflow.executors.base_executor import BaseExecutor
 
@@ -246,12 +355,12 @@ def run(workload: Any, server: str, zygote: Channel, daemon: Channel) -> Message
     return {"ok": True, "code": 0}
 
 
-def _run_task(workload: Any, server: str) -> int:
+def _run_task(workload: Any, token: str, server: str) -> int:
     arguments: dict[str, Any] = {
         "ti": workload.ti,
         "bundle_info": workload.bundle_info,
         "dag_rel_path": workload.dag_rel_path,
-        "token": workload.token,
+        "token": token,
         "server": server,
         "log_path": workload.log_path,
     }

@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
@@ -32,6 +33,7 @@ from headrace_airflow.admission import BARE, Admission, Limits
 from headrace_airflow.forks import Child, Forks
 from headrace_airflow.hosted_store import HostedStore
 from headrace_airflow.loop import Loop
+from headrace_airflow.parking import Parking
 from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Channel, Message
 
@@ -93,6 +95,7 @@ class Daemon:
         """How the last workloads ended."""
         self._zygotes: dict[int, _Zygote] = {}
         self._supervisors: list[_Supervisor] = []
+        self._parking = Parking(self._loop, self._start_pulse, self._resume)
         self._load = load.Load()
         self._needed_at = time.monotonic()
         self._started = time.time()
@@ -202,6 +205,8 @@ class Daemon:
                 for key in message["ids"]:
                     if (task := self._tasks.get(key)) and task.supervisor is not None:
                         task.supervisor.child.channel.send({"t": "look"})
+                    elif key in self._parking:
+                        self._resume(key, look=True)
             case "drain":
                 self._handle(admission.Drained(bool(message["on"])))
                 client.send({"t": "done"})
@@ -306,6 +311,8 @@ class Daemon:
             case admission.KillTask(key):
                 if (supervisor := self._tasks[key].supervisor) is not None:
                     self._forks.kill(supervisor.child)  # it reports nothing then: the state is the scheduler's affair
+                elif key in self._parking:
+                    self._end_parked(key)
             case admission.StartZygote(number, file):
                 self._start_zygote(number, file)
             case admission.StopZygote(number):
@@ -343,22 +350,54 @@ class Daemon:
     def _start_supervisor(self) -> _Supervisor:
         child = self._forks.fork(
             "supervisor",
-            lambda message: self._hear_supervisor(supervisor, message),
+            lambda message, fds: self._hear_supervisor(supervisor, message, fds),
             lambda code: self._supervisor_exited(supervisor, code),
         )
         supervisor = _Supervisor(child)
         self._supervisors.append(supervisor)
         return supervisor
 
-    def _hear_supervisor(self, supervisor: _Supervisor, message: Message) -> None:
+    def _start_pulse(self, hear: Callable[[Message], None], exited: Callable[[int], None]) -> Child:
+        return self._forks.fork("pulse", lambda message, _fds: hear(message), exited)
+
+    def _resume(self, key: str, look: bool) -> None:
+        """Has a supervisor look after a parked task again; ``look``: the API server wants something of it."""
+        record, fds = self._parking.leave(key)
+        task = self._tasks[key]
+        task.supervisor = supervisor = self._idle_supervisor() or self._start_supervisor()
+        supervisor.task = key
+        run = {name: task.message[name] for name in ("name", "workload", "server")}
+        supervisor.child.channel.send({"t": "resume", **run, "parked": record, "look": look}, fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _park(self, supervisor: _Supervisor, task: _Task, key: str, record: Message, fds: list[int]) -> None:
+        is_surplus = self._idle_supervisor() is not None
+        supervisor.task, supervisor.idle_since = None, time.monotonic()
+        task.supervisor = None
+        if is_surplus:
+            self._loop.forget(supervisor.child.channel)  # it ends when it sees that
+        self._parking.park(key, task.message["workload"], task.message["server"], record, fds)
+        if self._machine.tasks[key].revoked:  # meanwhile: the supervisor was killed, but not before it had parked
+            self._end_parked(key)
+
+    def _end_parked(self, key: str) -> None:
+        self._parking.drop(key)
+        self._end(key, {"ok": False, "info": "The task was revoked"})
+
+    def _hear_supervisor(self, supervisor: _Supervisor, message: Message, fds: list[int]) -> None:
         key = supervisor.task
         task = None if key is None else self._tasks.get(key)
         if key is None or task is None:
+            for fd in fds:
+                os.close(fd)
             return
         match message["t"]:
             case "started":
                 task.pid, task.state, task.started = message["pid"], "running", time.time()
                 self._tell(task, {"t": "started", "id": key})
+            case "parked":
+                self._park(supervisor, task, key, message, fds)
             case "reported":
                 task.succeeded = message["state"] == "success"
                 self._tell(task, {"t": "reported", "id": key, "state": message["state"]})
@@ -398,7 +437,7 @@ class Daemon:
     def _start_zygote(self, number: int, file: admission.FileKey | None) -> None:
         child = self._forks.fork(
             "zygote",
-            lambda message: self._hear_zygote(number, message),
+            lambda message, _fds: self._hear_zygote(number, message),
             lambda code: self._zygote_exited(number, child, code),
         )
         self._zygotes[number] = _Zygote(child, file)

@@ -74,19 +74,22 @@ class Forks:
         return self._process.pid
 
     def fork(
-        self, kind: Literal["supervisor", "zygote"], hear: Callable[[Message], None], exited: Callable[[int], None]
+        self,
+        kind: Literal["supervisor", "zygote", "pulse"],
+        hear: Callable[[Message, list[int]], None],
+        exited: Callable[[int], None],
     ) -> Child:
         """Asks for a process; it can be sent messages at once.
 
         Args:
             kind: what it shall be.
-            hear: called with its messages.
+            hear: called with its messages and the descriptors that come with them, to be closed.
             exited: see ``Child``.
         """
         channel, theirs = wire.pair()
         child = Child(channel, exited)
         self._children.append(child)
-        self._loop.listen(channel, hear, lambda: None)
+        self._loop.listen_with(channel, hear, lambda: None)
         self._origin.send({"t": "fork", "kind": kind, "id": id(child)}, [theirs.fileno()])
         theirs.close()
         return child

@@ -2,6 +2,7 @@
 
     origin      prepare_origin
     supervisor  run_workload
+    pulse       heartbeats
     zygote      forbid_database, hold_parsed, reseed, run_task
     scheduler   wake_key, assigns_ids, is_task, state_class, no_longer_running
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from headrace_airflow.gate import Gate
 
 if TYPE_CHECKING:
+    from headrace_airflow.supervisor import Resumed
     from headrace_airflow.wire import Channel, Message
 
 
@@ -145,17 +147,60 @@ def workload_adapter() -> Any:
 # --- supervisor ---
 
 
-def run_workload(message: Message, zygote: Channel, daemon: Channel) -> Message:
+def run_workload(message: Message, zygote: Channel, daemon: Channel, resumed: Resumed | None) -> Message:
     """Runs one workload to its end; returns what is to be reported.
+
+    Args:
+        message: what the daemon has sent.
+        zygote: where the task is forked, or was.
+        daemon: the connection to it.
+        resumed: a task that was parked; ``None``: it has not started.
 
     Raises:
         NotStarted: the zygote was gone before anything had run.
+        Parked: the task runs, and has been quiet.
         Exception: whatever stock supervisors raise; then the workload has failed.
     """
     from headrace_airflow import activity
 
     workload = workload_adapter().validate_python(message["workload"])
-    return activity.run(workload, message["server"], zygote, daemon)
+    return activity.run(workload, message["server"], zygote, daemon, resumed)
+
+
+# --- pulse ---
+
+
+class Refused(Exception):
+    """The API server has an opinion on a task, and it is not that it shall go on."""
+
+
+def heartbeats() -> tuple[Callable[[str, str, str, int], str], float, float]:
+    """What sends heartbeats, how often they are due, and when the scheduler gives up waiting: see ``pulse.Pulse``."""
+    import httpx
+    from airflow.sdk.api import client
+    from airflow.sdk.execution_time import supervisor
+
+    class Impatient(client.Client):
+        """Stock's client, which does not try again."""
+
+        def request(self, *args: Any, **kwargs: Any) -> Any:
+            return httpx.Client.request(self, *args, **{"headers": {"content-type": "application/json"}, **kwargs})
+
+    clients: dict[str, Any] = {}
+
+    def send(server: str, token: str, ti: str, pid: int) -> str:
+        if server not in clients:
+            clients[server] = Impatient(base_url=server, token=token)
+        clients[server].auth = client.BearerAuth(token)
+        try:
+            clients[server].task_instances.heartbeat(ti, pid)
+        except client.ServerResponseError as error:
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise Refused from error
+            raise
+        return str(clients[server].auth.token)
+
+    return send, float(supervisor.MIN_HEARTBEAT_INTERVAL), float(supervisor.HEARTBEAT_TIMEOUT)
 
 
 # --- zygote and task ---

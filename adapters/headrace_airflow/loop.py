@@ -13,7 +13,7 @@ from headrace_airflow.wire import Channel, Message
 
 @dataclass(slots=True)
 class _Listener:
-    hear: Callable[[Message], None]
+    hear: Callable[[Message, list[int]], None]
     gone: Callable[[], None]
 
 
@@ -35,6 +35,18 @@ class Loop:
 
         When its peer is gone the channel is closed, and ``gone`` is called; not after ``forget``.
         """
+
+        def hear_alone(message: Message, descriptors: list[int]) -> None:
+            for fd in descriptors:
+                os.close(fd)
+            hear(message)
+
+        self.listen_with(channel, hear_alone, gone)
+
+    def listen_with(
+        self, channel: Channel, hear: Callable[[Message, list[int]], None], gone: Callable[[], None]
+    ) -> None:
+        """The same, for who wants the descriptors, and closes them."""
         self._selector.register(channel, selectors.EVENT_READ, _Listener(hear, gone))
 
     def forget(self, channel: Channel) -> None:
@@ -50,9 +62,7 @@ class Loop:
         listener: _Listener = self._selector.get_key(channel).data
         channel.flush()
         for message, fds in channel.receive():
-            for fd in fds:
-                os.close(fd)
-            listener.hear(message)
+            listener.hear(message, fds)
         if channel.closed and channel.fileno() >= 0:
             self.forget(channel)
             listener.gone()

@@ -1,8 +1,8 @@
-"""The process from which supervisors and zygotes are forked: single-threaded, with Airflow imported, free of user code.
+"""The process from which all others of a node are forked: single-threaded, with Airflow imported, free of user code.
 
 It holds no token: workloads go from the daemon to the supervisors over connections that only pass through here.
 
-    daemon ──{"t": "fork", "kind", "id"} + socket──▶ origin ──fork──▶ supervisor or zygote, which owns the socket
+    daemon ──{"t": "fork", "kind", "id"} + socket──▶ origin ──fork──▶ one of them, which owns the socket
        ◀──{"t": "forked", "id", "pid"} / {"t": "exit", "pid", "code"}──
 """
 
@@ -87,6 +87,8 @@ class Origin:
 def _main_of(kind: str) -> Callable[[Channel], None]:
     if kind == "supervisor":
         from headrace_airflow.supervisor import main
+    elif kind == "pulse":
+        from headrace_airflow.pulse import main
     else:
         from headrace_airflow.zygote import main
     return main

@@ -1,4 +1,4 @@
-"""Reading what a task writes: lines, in time proportional to their length, whatever the task does.
+"""Reading what a task writes: lines and requests, in time proportional to their length, whatever the task does.
 
 Stock rescans its buffer after every 4 KB, so that a line of 100 MB takes minutes, and waits for the end of a line
 however long it becomes.
@@ -20,13 +20,76 @@ LONGEST_RECORD: Final = 1 << 28
 """A longer record of the log channel is left out, and a line in the log says so."""
 
 
+class LineReader:
+    """Reads a socket when it is called; false: there is no more to come."""
+
+    def __init__(self, gen: Generator[None, bytes | bytearray, None], longest: int, leaves_out: bool) -> None:
+        self._gen = gen
+        self._longest = longest
+        self._leaves_out = leaves_out
+        """What is too long is left out, instead of handed on in pieces."""
+        self._pieces: list[bytes] = []
+        self._held = self._left_out = 0
+
+    def __call__(self, sock: socket) -> bool:
+        chunk = sock.recv(_READ_BYTES)
+        with suppress(StopIteration):
+            if chunk:
+                self.take(chunk)
+                return True
+            if not self.is_between:
+                self._hand_on()
+        return False
+
+    @property
+    def is_between(self) -> bool:
+        """Whether everything that was read has been handed on."""
+        return not (self._held or self._left_out)
+
+    def take(self, chunk: bytes) -> None:
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            self._hold(line + b"\n")
+            self._hand_on()
+        if rest:
+            self._hold(rest)
+            if self._held >= self._longest and self._leaves_out:
+                self._pieces.clear()
+                self._left_out, self._held = self._left_out + self._held, 0
+            elif self._held >= self._longest:
+                self._hand_on()
+
+    def _hold(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._held += len(piece)
+
+    def _hand_on(self) -> None:
+        whole = _left_out(self._left_out + self._held) if self._left_out else b"".join(self._pieces)
+        self._pieces.clear()
+        self._held = self._left_out = 0
+        self._gen.send(whole)
+
+
+class FrameWatch:
+    """Stands around stock's reader of requests, which does not say whether it is in the middle of one."""
+
+    def __init__(self, read: Callable[[socket], bool]) -> None:
+        self._read = read
+        self.is_between = True
+        """To be set by who gets a whole request."""
+
+    def __call__(self, sock: socket) -> bool:
+        self.is_between = False
+        return self._read(sock)
+
+
 def line_reader(
     gen: Generator[None, bytes | bytearray, None],
     *,
     data: bytes = b"",
     on_close: Callable[[socket], None],
     buffer_size: int = _READ_BYTES,
-) -> tuple[Callable[[socket], bool], Callable[[socket], None]]:
+) -> tuple[LineReader, Callable[[socket], None]]:
     """Stands in for ``make_buffered_socket_reader``: the same arguments, the same two callbacks.
 
     Args:
@@ -37,45 +100,10 @@ def line_reader(
     """
     is_log_channel = getattr(gen, "__name__", "").startswith("process_log_messages")
     longest = LONGEST_RECORD if is_log_channel else LONGEST_LINE
-    pieces: list[bytes] = []
-    held = left_out = 0
+    read = LineReader(gen, longest, is_log_channel)
     next(gen)
-
-    def hand_on() -> None:
-        nonlocal held, left_out
-        gen.send(_left_out(left_out + held) if left_out else b"".join(pieces))
-        pieces.clear()
-        held = left_out = 0
-
-    def take(chunk: bytes) -> None:
-        nonlocal held, left_out
-        *lines, rest = chunk.split(b"\n")
-        for line in lines:
-            pieces.append(line + b"\n")
-            held += len(line) + 1
-            hand_on()
-        if rest:
-            pieces.append(rest)
-            held += len(rest)
-            if held >= longest and is_log_channel:
-                pieces.clear()
-                left_out, held = left_out + held, 0
-            elif held >= longest:
-                hand_on()
-
     with suppress(StopIteration):
-        take(data)
-
-    def read(sock: socket) -> bool:
-        chunk = sock.recv(_READ_BYTES)
-        with suppress(StopIteration):
-            if chunk:
-                take(chunk)
-                return True
-            if held or left_out:
-                hand_on()
-        return False
-
+        read.take(data)
     return read, on_close
 
 

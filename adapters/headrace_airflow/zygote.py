@@ -68,6 +68,7 @@ class Zygote:
 
     def run(self) -> None:
         """Serves; returns when there is nothing left to serve."""
+        self._listen()  # what came together with the order to parse is in the channel, no longer in the socket
         while self._supervisors or not self._daemon.closed:
             for key, _ in self._selector.select():
                 if key.fileobj is self._daemon:

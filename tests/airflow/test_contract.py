@@ -24,6 +24,7 @@ from headrace_airflow.bench.measures import measure
 from headrace_airflow.bench.records import Cell
 from headrace_airflow.bench.workloads import BY_NAME, Workload
 from headrace_airflow.bench.workloads import DAGS as BENCH_DAGS
+from headrace_airflow.wire import Channel
 
 pytestmark = pytest.mark.shares_runtime
 
@@ -84,8 +85,38 @@ def origin_of(airflow: Any) -> psutil.Process:
 
 
 def supervisor_of(airflow: Any, run: Any) -> psutil.Process:
-    (supervisor,) = processes_of(airflow, f"headrace supervisor: {run.dag_id}.")
-    return supervisor
+    """The supervisor of a run's task; one that has left because the task is quiet is made to look after it again."""
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:
+        found[:] = processes_of(airflow, f"headrace supervisor: {run.dag_id}.")
+        if not found:
+            look_at(airflow, run)
+        return bool(found)
+
+    wait_until(is_there, timeout_s=30)
+    return found[0]
+
+
+def look_at(airflow: Any, run: Any) -> None:
+    """Tells the daemon that the API server wants something of a run's tasks."""
+    query = "SELECT external_executor_id FROM task_instance WHERE run_id = :run AND state = 'running'"
+    with connected(airflow) as channel:
+        channel.send({"t": "look", "ids": [row[0] for row in airflow.sql(query, run=run.run_id)]})
+        client.ask(channel, {"t": "status"})
+
+
+@contextlib.contextmanager
+def connected(airflow: Any) -> Iterator[Channel]:
+    """A connection to an Airflow's daemon."""
+    base = str(airflow.home.temporary / f"headrace-{os.getuid()}")
+    place = places.folder(str(airflow.home.folder), airflow.database_url, None, base)
+    channel = client.connect(place, "test")
+    assert channel is not None
+    try:
+        yield channel
+    finally:
+        channel.close()
 
 
 class TestSchedulerKilled:
@@ -202,15 +233,64 @@ class TestProcessKilled:
         assert airflow.task(run, "die").duration_s < 3
 
 
-class TestMarkedFailed:
-    def mark(self, airflow: Any, run: Any, task_id: str) -> None:
-        path = f"{run.path}/taskInstances/{task_id}"
-        airflow.api.request("PATCH", path, json={"new_state": "failed"})
+def mark_failed(airflow: Any, run: Any, task_id: str) -> None:
+    airflow.api.request("PATCH", f"{run.path}/taskInstances/{task_id}", json={"new_state": "failed"})
 
+
+class TestQuiet:
+    """A task that has nothing to say does not keep a supervisor."""
+
+    @pytest.fixture
+    def quiet(self, airflow: Any, folder: Path) -> tuple[Any, int]:
+        """A run with one task, which is parked, and its pid."""
+        run = airflow.trigger("gated_once", {"folder": str(folder)})
+        pid = pid_in(said(folder)[0])
+        wait_until(lambda: not processes_of(airflow, f"headrace supervisor: {run.dag_id}."), timeout_s=60)
+        return run, pid
+
+    def test_it_goes_on(self, airflow: Any, folder: Path, quiet: tuple[Any, int]) -> None:
+        run, pid = quiet
+        (pulse,) = processes_of(airflow, "headrace pulse")
+        assert not is_gone(pid)
+        before = airflow.sql("SELECT last_heartbeat_at FROM task_instance WHERE run_id = :run", run=run.run_id)
+        wait_until(
+            lambda: (
+                before != airflow.sql("SELECT last_heartbeat_at FROM task_instance WHERE run_id = :run", run=run.run_id)
+            ),
+            timeout_s=60,
+        )
+        (folder / "gate").touch()
+        assert airflow.wait(run).state == "success"
+        assert "the work has begun" in airflow.log(run, "work")
+        wait_until(lambda: is_gone(pulse.pid), timeout_s=60)
+
+    def test_it_is_marked_failed(self, airflow: Any, quiet: tuple[Any, int]) -> None:
+        run, pid = quiet
+        mark_failed(airflow, run, "work")
+        wait_until(lambda: is_gone(pid), timeout_s=20)
+        assert airflow.wait(run).state == "failed"
+
+    def test_it_is_killed(self, airflow: Any, quiet: tuple[Any, int]) -> None:
+        run, pid = quiet
+        os.kill(pid, signal.SIGKILL)
+        assert airflow.wait(run).state == "failed"
+        assert "killed by SIGKILL" in airflow.log(run, "work")
+
+    def test_its_heartbeat_is_killed(self, airflow: Any, folder: Path, quiet: tuple[Any, int]) -> None:
+        run, pid = quiet
+        (pulse,) = processes_of(airflow, "headrace pulse")
+        pulse.kill()
+        wait_until(lambda: processes_of(airflow, f"headrace supervisor: {run.dag_id}."), timeout_s=30)
+        assert not is_gone(pid)
+        (folder / "gate").touch()
+        assert airflow.wait(run).state == "success"
+
+
+class TestMarkedFailed:
     def test_ends_the_process_soon(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("gated_once", {"folder": str(folder)})
         pid = pid_in(said(folder)[0])
-        self.mark(airflow, run, "work")
+        mark_failed(airflow, run, "work")
         marked = time.monotonic()
         wait_until(lambda: is_gone(pid), timeout_s=10)
         assert time.monotonic() - marked < 4  # about 1 s, but for a busy machine
@@ -219,7 +299,7 @@ class TestMarkedFailed:
     def test_on_kill_is_called(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("tidies", {"folder": str(folder)})
         line = said(folder)[0]
-        self.mark(airflow, run, "tidy")
+        mark_failed(airflow, run, "tidy")
         wait_until(lambda: is_gone(pid_in(line)), timeout_s=15)
         assert said(folder, 2)[1] == "tidied"
         assert is_gone(int(line.split()[1]))
@@ -228,13 +308,9 @@ class TestMarkedFailed:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
         pid = pid_in(said(folder)[0])
         (submission,) = airflow.sql("SELECT external_executor_id FROM task_instance WHERE run_id = :r", r=run.run_id)[0]
-        base = str(airflow.home.temporary / f"headrace-{os.getuid()}")
-        place = places.folder(str(airflow.home.folder), airflow.database_url, None, base)
-        channel = client.connect(place, "test")
-        assert channel is not None
-        channel.send({"t": "revoke", "id": submission})
-        wait_until(lambda: is_gone(pid), timeout_s=10)
-        channel.close()
+        with connected(airflow) as channel:
+            channel.send({"t": "revoke", "id": submission})
+            wait_until(lambda: is_gone(pid), timeout_s=10)
         assert airflow.wait(run).state == "success"  # to its own scheduler it was killed: it is tried again
 
     def test_takes_what_bash_has_started(self, airflow: Any, folder: Path) -> None:
@@ -242,7 +318,7 @@ class TestMarkedFailed:
         bash = psutil.Process(pid_in(said(folder)[0]))
         wait_until(bash.children, timeout_s=10)
         (sleep,) = bash.children()
-        self.mark(airflow, run, "sleep")
+        mark_failed(airflow, run, "sleep")
         wait_until(lambda: is_gone(bash.pid) and is_gone(sleep.pid), timeout_s=15)
 
 

@@ -115,6 +115,21 @@ class TestLineReader:
         seconds(1 << 20)
         assert seconds(1 << 25) < 32 * max(seconds(1 << 20), 0.01)
 
+    def test_says_whether_it_holds_a_part(self) -> None:
+        def take() -> Generator[None, bytes | bytearray, None]:
+            while True:
+                yield
+
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            read, _ = line_reader(take(), on_close=lambda sock: None)
+            held = []
+            for chunk in (b"whole\n", b"be", b"gun\nand", b" ended\n"):
+                theirs.sendall(chunk)
+                read(ours)
+                held.append(not read.is_between)
+        assert held == [False, True, True, False]
+
     def test_a_line_without_an_end_is_handed_on_in_pieces(self) -> None:
         pieces = self.read(b"x" * (3 * LONGEST_LINE))
         assert len(pieces) >= 3
