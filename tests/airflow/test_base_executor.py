@@ -20,9 +20,8 @@ from airflow.executors.base_executor import BaseExecutor
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
-from headrace_airflow import HeadraceExecutor, wire
+from headrace_airflow import HeadraceExecutor, internals, wire
 from headrace_airflow.executor import _environment
-from headrace_airflow.internals import has_module
 
 OURS = {"log_file", "place", "settings"}
 """The public names that Airflow's executors do not have."""
@@ -87,7 +86,9 @@ class TestInterface:
     def test_declares_what_it_can_do(self) -> None:
         can = [name for name in dir(BaseExecutor) if name.startswith(("supports_", "pre_assigns_"))]
         assert "supports_ad_hoc_ti_run" in can
-        missing = [] if has_module("airflow.sdk.execution_time.callback_supervisor") else ["supports_callbacks"]
+        missing = (
+            [] if internals.has_module("airflow.sdk.execution_time.callback_supervisor") else ["supports_callbacks"]
+        )
         assert [name for name in can if not getattr(HeadraceExecutor, name)] == missing
         assert HeadraceExecutor.is_local
         assert HeadraceExecutor.is_production
@@ -176,6 +177,18 @@ class TestQueue:
         executor.trigger_tasks(open_slots=4)
         assert executor.running == {key_of("task")}
         assert not executor.queued_tasks
+
+    def test_tells_a_scheduler_that_assigns_no_ids_the_one_of_its_submission(
+        self, executor: HeadraceExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(internals, "assigns_ids", lambda: False)
+        queue(executor, workload_of("task"))
+        executor.trigger_tasks(open_slots=4)
+        ((state, submission),) = executor.event_buffer.values()
+        assert state == TaskInstanceState.QUEUED
+        assert executor.running == {key_of("task")}
+        executor._take({"t": "ended", "id": submission, "ok": True})
+        assert executor.event_buffer == {key_of("task"): (TaskInstanceState.SUCCESS, None)}
 
     def test_a_heartbeat_takes_what_fits(self, executor: HeadraceExecutor) -> None:
         queue(executor, *(workload_of(f"task_{number}") for number in range(6)))
