@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,13 @@ def pids_of(pairs: Iterable[tuple[int, int]]) -> tuple[int, set[int], int]:
     return sum(item for item, _ in found), {pid for _, pid in found}, os.getpid()
 
 
-def die_once(items: Iterable[int], marker: Path, at: int) -> Iterator[int]:
+def _number(item: Any) -> int:
+    return item if isinstance(item, int) else int(item[0])
+
+
+def die_once(items: Iterable[Any], marker: Path, at: int) -> Iterator[Any]:
     for item in items:
-        if item == at and not marker.exists():
+        if _number(item) == at and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         yield item
@@ -84,3 +90,53 @@ def hashes(items: Iterable[int]) -> list[int]:
 
 def pid_of(items: Iterable[int]) -> int:
     return os.getpid() if list(items) else 0
+
+
+def made_by(n: int) -> Any:
+    return with_pid(slowly(n))
+
+
+def wait_for(marker: Path) -> Iterator[int]:
+    yield 0
+    end_s = time.monotonic() + 60.0
+    while not marker.exists():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+    yield 1
+
+
+def released_by(items: Iterable[int], marker: Path) -> list[int]:
+    found = []
+    for item in items:
+        found.append(item)
+        marker.touch()
+    return found
+
+
+def largest_of(items: Iterable[Any]) -> Any:
+    return max(items, key=lambda item: int(item[0]))
+
+
+def endless_arrays() -> Iterator[Any]:
+    number = 0
+    while True:
+        yield np.full(100_000, number)
+        number += 1
+
+
+def frames_of(items: Iterable[Any]) -> list[int]:
+    """For every item the bytes that this process maps of others' memory."""
+    found = []
+    for item in items:
+        assert item.nbytes == 800_000
+        with open("/proc/self/maps") as maps:
+            ranges = [line.split()[0].split("-") for line in maps if "memfd:headrace" in line and "r" in line]
+        found.append(sum(int(end, 16) - int(start, 16) for start, end in ranges))
+    return found
+
+
+def warned_and_logged(items: Iterable[int]) -> Iterator[int]:
+    for item in items:
+        warnings.warn("half way", UserWarning, stacklevel=1)
+        yield item
+    logging.getLogger("stages").warning("done")

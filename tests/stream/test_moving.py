@@ -39,7 +39,7 @@ TIMEOUT_S = 60.0
 
 def _move_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "holds_gil", lambda sources, live: True)
-    monkeypatch.setattr(moving.Moving, "_process", lambda self, sources: self.another())
+    monkeypatch.setattr(moving.Moving, "_process", lambda self, sources: self.another(False))
 
 
 @pytest.fixture

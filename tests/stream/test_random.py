@@ -14,7 +14,7 @@ from random_graphs import one_by_one, plain, random_graph
 from headrace.runtime import Runtime
 
 GRAPHS = int(os.environ.get("HEADRACE_STREAM_GRAPHS", "300"))
-LANES = ("threads", "auto", "inline")
+LANES = ("threads", "auto", "inline", "processes")
 BATCH = 25
 """So many graphs share a runtime."""
 

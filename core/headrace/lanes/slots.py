@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from headrace.background import Background
 from headrace.sched.events import Span
+from headrace.store.schedstat import schedstat_s
 from headrace.stream.handle import STREAMS
 
 WATCH_S = 0.001
@@ -168,8 +169,8 @@ def run_batch(
                     except KeyError:
                         filled[position] = job.load(dep) if isinstance(dep, int) else [job.load(d) for d in dep]
                 args = filled
-                if job.streams:
-                    fn, args = job.stage(task, fn, filled)
+            if job.streams:
+                fn, args = job.stage(task, fn, args)
             if measured:
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
@@ -199,17 +200,12 @@ def run_batch(
 
 
 def queued_s() -> float:
-    """Seconds that this thread has stood in the kernel's run queue since this was last asked: ready, but with no core
-    free.
+    """Seconds that this thread has stood in the kernel's run queue since this was last asked.
 
     Without it a busy machine would look like a contended GIL: in both cases a task gets too little CPU time, but only
     who waits for the GIL sleeps.
     """
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:
-            total = int(file.read().split()[1]) * 1e-9
-    except (OSError, IndexError, ValueError):  # the kernel keeps no such figures
-        return 0.0
+    _, total = schedstat_s("thread-self")
     before = getattr(_local, "queued_s", 0.0)
     _local.queued_s = total
     return total - before

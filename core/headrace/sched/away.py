@@ -158,6 +158,8 @@ def _offer(m: Machine, job: Job, dependent: Task, pending: dict[Task, int]) -> N
     """One dependency of this task has just been put in a batch; if that was the last one open, it may follow in it."""
     if dependent.state != WAITING or dependent.pinned or (job.lane == "auto" and not dependent.family.movable):
         return
+    if job.lane == "processes" and dependent.stage:
+        return
     count = pending[dependent] = pending.get(dependent, 0) + 1
     if count == dependent.waiting:
         heappush(job.away, dependent.id)

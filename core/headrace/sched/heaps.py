@@ -36,7 +36,7 @@ def heap_of(m: Machine, task: Task) -> list[int]:
     if lane == "inline":
         return job.quick
     if lane == "processes":
-        return job.free if task.pinned else job.away
+        return job.free if task.pinned or task.stage else job.away
     if is_stage(task):
         return job.free
     kind = task.family.kind

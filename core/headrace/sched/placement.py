@@ -43,6 +43,8 @@ def place(m: Machine) -> None:
 
 def _place_forced(m: Machine, job: Job) -> None:
     """Lane ``processes``: where a task belongs never changes, so there is nothing to tidy."""
+    if m.pumping:
+        lend(m, job)
     if job.free:
         place_here(m, job)
     if job.away:

@@ -33,8 +33,9 @@ TRANSITIONS: dict[int, frozenset[int]] = {
 }
 
 
-MAKES, READS = 1, 2
-"""What a stage does with streams: both bits may be set."""
+MAKES, READS, LIKELY = 1, 2, 4
+"""What a stage does with streams: several bits may be set. Lane ``processes`` has stage processes for them, for which
+threads of this process wait; LIKELY: its family has made streams, so it need not go to a worker first to find out."""
 
 
 class Task:
@@ -73,7 +74,7 @@ class Task:
         self.here = False  # the value is HERE, or published: every process can get at it
         self.workers: Set[int] | None = None  # workers that hold a private copy of the value
         self.size = -1
-        self.stage = 0
+        self.stage = LIKELY if family.streams and job.lane == "processes" else 0
         self.pinned = False
 
     def __repr__(self) -> str:

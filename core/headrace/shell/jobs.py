@@ -96,6 +96,7 @@ class Job:
         self.streams = False  # whether any of its values may be a stream
         self.pinned: Collection[int] = ()
         self.stage: Callable[[int, Any, Any], tuple[Any, Any]] = plain_stage
+        self.cancelled: BaseException | None = None  # what streams end with that it opens from now on
         self.over = False  # its values are the caller's to collect
         self._states: companions.States | None = None
 
@@ -229,6 +230,9 @@ class Jobs:
         """Forgets a job; whether it was known."""
         if self.by_number.pop(job.number, None) is None:
             return False
+        if job.streams:  # who still makes one shall not think that it will be read
+            for index in [index for index, value in list(job.values.items()) if type(value) is Stream]:
+                del job.values[index]
         first = job.base >> BLOCK_BITS
         for block in range(first, first + _blocks_of(job)):
             self._of_block.pop(block, None)
@@ -243,6 +247,10 @@ class Jobs:
         task = self._next_future
         self._next_future += 1
         return task
+
+    def is_open(self, job: Job) -> bool:
+        """Whether somebody still wants what a job makes."""
+        return self.by_number.get(job.number) is job
 
     def of(self, task: int) -> Job | None:
         """The job of a task; None when it is not open any more."""

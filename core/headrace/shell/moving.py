@@ -1,8 +1,8 @@
-"""Which stages run in processes of their own, and those processes.
+"""Which stages run in processes of their own.
 
 A stage that begins looks at those that run here first. If they wait, or let go of the GIL, it runs here, at once and
 without a copy. If they hold the GIL, it would only slow them down: it runs in a stage process, for which it waits as
-long as its producers go on.
+long as its producers go on. In lane ``processes`` every stage does that can.
 
 Whether somebody holds the GIL is seen from how late a sleeper wakes: who wants the GIL back from Python code waits for
 5 ms. Time in the kernel's run queue is not the GIL's fault.
@@ -10,6 +10,8 @@ Whether somebody holds the GIL is seen from how late a sleeper wakes: who wants 
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,26 +19,30 @@ from itertools import islice
 from typing import Any, Final
 
 from headrace.errors import WorkerDied
+from headrace.lanes.processes.failures import explain_unpicklable
 from headrace.lanes.slots import queued_s
+from headrace.lanes.stages.pool import Pool
 from headrace.lanes.stages.process import LostError, StageProcess, UnfitError
-from headrace.stream.handle import Stream, for_task
+from headrace.stream.handle import Stream, afresh
 from headrace.stream.source import Source
 from headrace.stream.steps import steps_of
 
 PROBE_S: Final = 0.0002
 LATE_S: Final = 0.003
 PROBES: Final = 5
-_LOOK_S: Final = 0.02
+_LOOK_S: Final = 0.1
+"""No process is started for a stage whose producers end within this time: a process takes longer to start."""
+_ANY_NUMBER: Final = 1 << 30
 _WAITING_BELOW, _KNOWN_FROM_S = 0.5, 0.005
 """A stage that computed for less than this share of its time so far is in nobody's way."""
 
 
 class Moving:
-    """The stage processes of a runtime. Thread-safe.
+    """Runs stages where they run best. Thread-safe.
 
     Args:
-        most: of them.
-        buffer_bytes: of the streams in them.
+        most: processes that may be started for stages which need not have one.
+        pool: of the processes.
         max_deaths: after how many deaths a stage is given up.
         about_to_wait: called in a thread that will wait.
         feeding: told which thread reads on behalf of which stage's thread; or of none any more (0).
@@ -46,113 +52,99 @@ class Moving:
     def __init__(
         self,
         most: int,
-        buffer_bytes: int,
+        pool: Pool,
         max_deaths: int,
         about_to_wait: Callable[[], None],
         feeding: Callable[[int, int], object],
         live: Callable[[], Iterable[Source]],
     ) -> None:
         self._most = most
-        self._buffer_bytes = buffer_bytes
+        self.pool = pool
         self.max_deaths = max_deaths
         self.about_to_wait = about_to_wait
         self.feeding = feeding
         self._live = live
-        self._lock = threading.Lock()
-        self._idle: list[StageProcess] = []
-        self._all: set[StageProcess] = set()
-        self._closed = False
 
-    def call(self, task: int, key: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> Any:
+    def call(self, key: str, forced: bool, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the stage returns, wherever it runs; in its thread.
 
         Args:
+            forced: it is to run in a process, if it can.
             args: whose streams are the task's own handles.
         """
         sources = [stream.source for stream in streams_in(args)]
-        process = self._process(sources) if holds_gil(sources, self._live()) else None
+        process: StageProcess | None = None
+        if forced:
+            self.about_to_wait()
+            process = self.another(forced)
+        elif holds_gil(sources, self._live()):
+            process = self._process(sources)
         if process is None:
             return fn(*args, **(kwargs or {}))
-        return _Stage(self, task, key, fn, args, kwargs).run(process)
+        return _Stage(self, key, forced, fn, args, kwargs).run(process)
 
     def _process(self, sources: list[Source]) -> StageProcess | None:
         """An idle process, or a new one once it is up, if the producers go on for so long."""
-        process = self.take(new=False)
-        if process is None and _go_on(sources):
-            process = self.take()
-        while process is not None and not process.ready:
+        process = self.pool.take(0)
+        if process is not None and process.ready:
+            return process
+        with _Ending(sources) as ending:
+            if process is None:
+                process = None if ending.wait(_LOOK_S) else self.pool.take(self._most)
+            if process is None:
+                return None
             self.about_to_wait()
             try:
-                if process.wait_until_ready(_LOOK_S):
-                    break
+                while not process.wait_until_ready(_LOOK_S, ending.fd):
+                    if ending.wait(0.0):
+                        self.pool.give_back(process)  # for the next stage
+                        return None
             except LostError:
-                self.drop(process)
-                return None
-            if all(source.flow.over for source in sources):
-                self.give_back(process)  # for the next stage
+                self.pool.drop(process)
                 return None
         return process
 
-    def another(self) -> StageProcess | None:
-        """A process in place of one that has died."""
-        process = self.take()
-        try:
-            while process is not None and not process.wait_until_ready(1.0):
-                pass
-        except LostError:
-            assert process is not None
-            self.drop(process)
-            return None
-        return process
+    def another(self, forced: bool) -> StageProcess | None:
+        """A process, once it is up."""
+        return self.pool.another(_ANY_NUMBER if forced else self._most)
 
-    def take(self, new: bool = True) -> StageProcess | None:
-        """An idle process or, if that is asked for and there are not enough, a new one."""
-        with self._lock:
-            if self._closed:
-                return None
-            if self._idle:
-                return self._idle.pop()
-            if not new or len(self._all) >= self._most:
-                return None
-            try:
-                process = StageProcess(self._buffer_bytes)
-            except OSError:
-                return None
-            self._all.add(process)
-            return process
 
-    def give_back(self, process: StageProcess) -> None:
-        with self._lock:
-            if process.alive and process in self._all:
-                self._idle.append(process)
-                return
-        self.drop(process)
+class _Ending:
+    """Notices that all of these sources have come to their ends."""
 
-    def drop(self, process: StageProcess) -> None:
-        with self._lock:
-            known = process in self._all
-            self._all.discard(process)
-        if known:
-            process.close()
+    def __init__(self, sources: list[Source]) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._going_on = len(sources)
+        for source in sources:
+            source.at_end(self._ended)
 
-    def close(self) -> None:
-        """Ends all of them."""
+    def _ended(self) -> None:
         with self._lock:
-            self._closed = True
-            processes, self._all, self._idle = self._all, set(), []
-        for process in processes:
-            process.close()
+            self._going_on -= 1
+            if not self._going_on and self.fd >= 0:
+                os.eventfd_write(self.fd, 1)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether all have ended, after at most this time."""
+        return bool(select.select([self.fd], [], [], timeout_s)[0])
+
+    def __enter__(self) -> _Ending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class _Stage:
     """One stage that runs elsewhere, from its start to its end, over as many processes as it takes."""
 
-    def __init__(
-        self, moving: Moving, task: int, key: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, moving: Moving, key: str, forced: bool, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
         self._moving = moving
-        self._task = task
         self._key = key
+        self._forced = forced
         self._fn = fn
         self._args = args
         self._kwargs = kwargs
@@ -168,18 +160,19 @@ class _Stage:
                 streams, value = process.run(
                     self._fn, self._args, self._kwargs, lambda feeder, on: moving.feeding(feeder, thread if on else 0)
                 )
-            except UnfitError:
-                moving.drop(process)
+            except UnfitError as unfit:
+                moving.pool.drop(process)
+                self._stay_here(unfit)
                 break
             except LostError as death:
                 process = self._replace(process, death)
                 continue
             except BaseException:
-                moving.give_back(process)
+                moving.pool.give_back(process)
                 raise
             if streams:
                 return self._items(process, value)
-            moving.give_back(process)
+            moving.pool.give_back(process)
             return value
         return self._fn(*self._fresh_args(), **(self._kwargs or {}))
 
@@ -189,31 +182,37 @@ class _Stage:
             for item in items:
                 made += 1
                 yield item
-        except UnfitError:
-            self._moving.drop(process)
+        except UnfitError as unfit:
+            self._moving.pool.drop(process)
+            self._stay_here(unfit)
             rest = self.run(None)
         except LostError as death:
             rest = self.run(self._replace(process, death))
         except BaseException:
             items.close()  # type: ignore[attr-defined]
-            self._moving.give_back(process)
+            self._moving.pool.give_back(process)
             raise
         else:
-            self._moving.give_back(process)
+            self._moving.pool.give_back(process)
             return
         yield from islice(steps_of(rest), made, None)
 
     def _replace(self, process: StageProcess, death: LostError) -> StageProcess | None:
         """After a death: another process, and inputs from the start."""
-        self._moving.drop(process)
+        self._moving.pool.drop(process)
         self._deaths += 1
         if self._deaths >= self._moving.max_deaths:
             raise WorkerDied(self._key, self._deaths, str(death))
         self._args = self._fresh_args()
-        return self._moving.another()
+        return self._moving.another(self._forced)
+
+    def _stay_here(self, unfit: UnfitError) -> None:
+        """The stage can only run here; if it is to run elsewhere, that is an error, unless something says so."""
+        if self._forced and unfit.stays is False:
+            raise explain_unpicklable(str(unfit), self._key, unfit, stays=False)
 
     def _fresh_args(self) -> list[Any]:
-        return [for_task(arg, self._task) for arg in self._args]
+        return [afresh(arg) for arg in self._args]
 
 
 def streams_in(args: Any) -> list[Stream]:
@@ -246,15 +245,6 @@ def holds_gil(sources: list[Source], live: Iterable[Source]) -> bool:
         if late * 2 <= probe or all(source.flow.over for source in sources):
             return False
     return late * 2 > PROBES
-
-
-def _go_on(sources: list[Source]) -> bool:
-    """Whether somebody still makes one of these after a moment: a process takes longer to start."""
-    for _ in range(5):
-        if all(source.flow.over for source in sources):
-            return False
-        time.sleep(_LOOK_S)
-    return True
 
 
 def _computes(source: Source) -> bool:

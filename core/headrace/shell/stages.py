@@ -17,10 +17,12 @@ from time import perf_counter
 from types import AsyncGeneratorType
 from typing import Any
 
+from headrace.errors import StreamError
 from headrace.lanes.slots import Batch, Opening
+from headrace.lanes.stages.pool import Pool
 from headrace.observe import timeline
 from headrace.sched import events as e
-from headrace.shell.jobs import Job
+from headrace.shell.jobs import Job, Jobs
 from headrace.shell.moving import Moving, streams_in
 from headrace.stream.handle import NOBODY, Stream, again, for_task
 from headrace.stream.source import Source
@@ -46,9 +48,10 @@ class Stages:
         about_to_wait: called in a thread that will wait for a stream.
         holds_up: whom a task that has not begun waits for; a task that it waits for may run in a thread.
         unfinished: the tasks of a job that its caller still waits for.
-        key_of: names a task.
-        most_processes: in which stages may run.
+        jobs: the open jobs.
+        most_processes: for stages in lane ``auto``.
         max_deaths: after how many deaths of its process a stage is given up.
+        idle_timeout_s: after which a stage process with nothing to do is ended.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class Stages:
         about_to_wait: Callable[[], None],
         holds_up: Callable[[int], Iterable[Node]],
         unfinished: Callable[[int], list[int]],
-        key_of: Callable[[int], str],
+        jobs: Jobs,
         most_processes: int,
         max_deaths: int,
+        idle_timeout_s: float,
     ) -> None:
         self._budget_bytes = budget_bytes
         self._post = post
@@ -71,9 +75,10 @@ class Stages:
         self._live: dict[Source, Job] = {}
         self._ended = threading.Condition()
         self._feeders: dict[int, int] = {}  # thread that reads for a stage elsewhere → that stage's thread here
-        self._key_of = key_of
+        self._jobs = jobs
+        self._pool = Pool(budget_bytes, idle_timeout_s)
         self._moving = Moving(
-            most_processes, budget_bytes, max_deaths, about_to_wait, self._feeds, lambda: list(self._live)
+            most_processes, self._pool, max_deaths, about_to_wait, self._feeds, lambda: list(self._live)
         )
         self._threads: set[threading.Thread] = set()
 
@@ -95,6 +100,8 @@ class Stages:
         source = Source(job.key(index), self._budget_bytes, self, again=again(opening.fn, opening.args, opening.kwargs))
         self._publish(job, index, Stream(source), slot)
         self._live[source] = job
+        if job.cancelled is not None or not self._jobs.is_open(job):
+            source.cancel(job.cancelled or StreamError("nobody waits for this stream any more"))
         steps, task, key = steps_of(value), opening.task, job.keys[index]
         began = e.StageBegan(slot, task, batch.take_spans(), batch.end(), stays=not in_caller)
         if in_caller:
@@ -103,15 +110,23 @@ class Stages:
         self._post(began)
         return lambda: self._pump(source, steps, slot, task, key)
 
-    def _stage(self, job: Job, task: int, fn: Callable[..., Any], args: Any) -> tuple[Any, Any]:
-        """A stage of lane ``auto`` looks at its producers before it begins."""
-        args = [for_task(arg, task) for arg in args]
-        if task - job.base not in job.pinned and any(stream.source in self._live for stream in streams_in(args)):
-            return functools.partial(self._call, task, fn), args
-        return fn, args
+    def serve(self, job: Job) -> None:
+        """From now on, those tasks of a job that run in this process are looked at before they begin."""
+        job.stage = functools.partial(self._stage, job)
+        job.streams = True
 
-    def _call(self, task: int, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._moving.call(task, self._key_of(task), fn, args, kwargs)
+    def _stage(self, job: Job, task: int, fn: Callable[..., Any], args: Any) -> tuple[Any, Any]:
+        """A stage looks at its producers before it begins, or goes elsewhere in any case (lane ``processes``)."""
+        args = [for_task(arg, task) for arg in args]
+        forced = job.lane == "processes"
+        if task - job.base in job.pinned or not (
+            forced or any(stream.source in self._live for stream in streams_in(args))
+        ):
+            return fn, args
+        return functools.partial(self._call, task, forced, fn), args
+
+    def _call(self, task: int, forced: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._moving.call(self._jobs.key_of(task), forced, fn, args, kwargs)
 
     def _feeds(self, feeder: int, thread: int) -> None:
         if thread:
@@ -121,7 +136,7 @@ class Stages:
 
     def _publish(self, job: Job, index: int, stream: Stream, slot: int) -> None:
         if job.lane == "auto":
-            job.stage = functools.partial(self._stage, job)
+            self.serve(job)
         job.streams = True
         job.values[index] = stream
         job.tell_opened(index, threading.current_thread().name)
@@ -165,7 +180,7 @@ class Stages:
 
     def join(self, timeout_s: float) -> None:
         """Ends the stage processes; waits a moment for the threads of stages that were cancelled."""
-        self._moving.close()
+        self._pool.close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout_s)

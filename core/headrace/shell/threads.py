@@ -163,6 +163,8 @@ class SlotThreads:
         job = self._jobs.by_number.get(command.job)
         if job is None:
             return self._post(e.SlotRan(slot, [], batch.end()), slot=slot)
+        if job.lane == "processes":
+            self._stages().serve(job)
         end = self._run_watched(job, batch, command.budget_s)
         if isinstance(end, (e.StageEnded, e.StageBegan)):
             return self._post(end, slot=slot)
@@ -218,14 +220,17 @@ class SlotThreads:
                     self.about_to_wait,
                     self._holds_up,
                     self._unfinished,
-                    self._jobs.key_of,
+                    self._jobs,
                     most_processes=2 * self._settings.num_workers,
                     max_deaths=self._settings.max_deaths,
+                    idle_timeout_s=self._settings.idle_timeout_s,
                 )
             return self.stages
 
     def cancel_streams(self, error: BaseException, job: Job | None = None) -> None:
-        """Ends the streams of a job, or all."""
+        """Ends the streams of a job, or all; also those that its tasks are about to open."""
+        for one in list(self._jobs.by_number.values()) if job is None else [job]:
+            one.cancelled = error
         if self.stages is not None:
             self.stages.cancel(error, job)
 

@@ -12,7 +12,8 @@ from headrace.store.sizes import weigh
 from headrace.stream.steps import PRODUCERS, steps_of
 
 if TYPE_CHECKING:  # most programs have no stream
-    from headrace.stream.source import Claim, Source
+    from headrace.stream.kept import Claim
+    from headrace.stream.source import Source
 
 _END: Final = object()
 NOBODY: Final = -1
@@ -48,9 +49,9 @@ class Stream(Iterator[Any]):
             self._own = self._read()
         return next(self._own)
 
-    def _read(self) -> Iterator[Any]:
+    def _read(self, sealed: bool = False) -> Iterator[Any]:
         claim, self._claim = self._claim, None
-        return self._source.read(claim, self._consumer)
+        return self._source.read(claim, self._consumer, sealed)
 
     def __bool__(self) -> bool:
         return True  # as generators are; whether there is an item may take long to say
@@ -79,22 +80,30 @@ class Stream(Iterator[Any]):
         """A handle of its own for a task that begins."""
         return Stream(self._source, task)
 
-    def batches(self, most_bytes: int) -> Iterator[list[Any]]:
-        """All items from the start, in lists of what is there, of about so many bytes at most."""
-        items, source, count = self._read(), self._source, 0
-        for item in items:
-            batch, size, count = [item], weigh(item), count + 1
-            error: BaseException | None = None
-            try:
-                while size < most_bytes and count < source.count and (item := next(items, _END)) is not _END:
-                    batch.append(item)
-                    size += weigh(item)
-                    count += 1
-            except BaseException as raised:
-                error = raised
+    def batches(self, most_bytes: int) -> Iterator[list[tuple[Any, int]]]:
+        """All items from the start, in lists of what is there, each of about so many bytes at most.
+
+        Items come with their bytes; those that are in another process stay there.
+        """
+        items, source, count, size = self._read(sealed=True), self._source, 0, 0
+        batch: list[tuple[Any, int]] = []
+        try:
+            for item in items:
+                batch.append((item, weigh(item)))
+                del item
+                size += batch[-1][1]
+                count += 1
+                if size >= most_bytes or count >= source.count:
+                    yield batch
+                    batch, size = [], 0
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if batch:
+                yield batch
+            raise
+        if batch:
             yield batch
-            if error is not None:
-                raise error
 
     @property
     def source(self) -> Source:
@@ -103,7 +112,12 @@ class Stream(Iterator[Any]):
 
     def abandon(self) -> None:
         """For the runtime: whatever still reads for the handle's task does not count."""
-        self._source.abandon(self._consumer)
+        if self._consumer != NOBODY:
+            self._source.abandon(self._consumer)
+
+    def afresh(self) -> Stream:
+        """For the runtime: a handle like this one was when it was made."""
+        return Stream(self._source, self._consumer)
 
     def close(self) -> None:
         """Reads no more through this handle. The generator is stopped if nobody else does."""
@@ -159,6 +173,13 @@ def for_task(value: Any, task: int) -> Any:
     return value
 
 
+def afresh(value: Any) -> Any:
+    """An argument of a call that begins once more."""
+    if type(value) is Stream:
+        return value.afresh()
+    return [afresh(item) for item in value] if type(value) is list else value
+
+
 def again(fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> Callable[[], Iterator[Any]]:
     """What runs a task's call once more, for those who come too late.
 
@@ -199,17 +220,6 @@ class _Later:
 
         parts = [Stream(part) if type(part) is Source else part for part in self._parts]
         return parts[0] if self._single else parts
-
-
-def whole_stream(producer: Any) -> Stream:
-    """Makes all that a producer makes, now, and returns it as a stream."""
-    items: list[Any] = []
-    error: BaseException | None = None
-    try:
-        items.extend(steps_of(producer))
-    except BaseException as raised:
-        error = raised
-    return _revive("", items, error)
 
 
 def _revive(name: str, items: list[Any], error: BaseException | None) -> Stream:

@@ -9,9 +9,7 @@
 Two ways to make items. *Pumped*: a thread of its own (the one that ran the task) steps the generator, and readers wait.
 *Pulled*: whoever reads takes the generator a step further when there is nothing else to read.
 
-An item costs its producer an append and its reader an index, without a lock: lists only grow, and are not changed once
-they are sealed. The lock is for what the flow decides, once a chunk. Nothing under it calls foreign code; what
-destructors have to say (a handle, a reader is gone) they leave in a queue, because they run at any moment.
+What is there, and who may read it: see ``kept``.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
@@ -27,8 +24,9 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from headrace.errors import StreamError
+from headrace.store.schedstat import schedstat_s
 from headrace.store.sizes import weigh
-from headrace.stream.machine import Flow
+from headrace.stream.kept import Claim, Kept, Sealed, opened
 
 LONG_S: Final = 0.03
 """After a wait of this length it is looked whether everybody waits in a circle."""
@@ -41,8 +39,7 @@ it."""
 _SMALL: Final = frozenset({int, float, bool, type(None), complex})
 _SMALL_BYTES: Final = 32
 
-_HANDLE, _CANCELLED = -1, -2
-_numbers = itertools.count()
+_CANCELLED: Final = -2
 
 
 class Surroundings(Protocol):
@@ -60,7 +57,7 @@ class Surroundings(Protocol):
         ...
 
 
-class Source:
+class Source(Kept):
     """One stream. Thread-safe.
 
     Args:
@@ -79,31 +76,20 @@ class Source:
         steps: Iterator[Any] | None = None,
         again: Callable[[], Iterator[Any]] | None = None,
     ) -> None:
-        self.name = name
-        self.flow = Flow(budget_bytes)
+        super().__init__(name, budget_bytes)
         self.thread: int | None = None
         """The thread that pumps."""
-        self.readers: dict[int, tuple[int, int]] = {}
-        """Reader → for which task, in which thread. Also of those that have left."""
-        self.error: BaseException | None = None
-        self._traceback: TracebackType | None = None
         self.waited_s = 0.0
         """How long the producer was out of credit."""
         self._surroundings = surroundings
         self._steps = steps
         self._again = again
-        self._lock = threading.Lock()
         self._stepping = threading.RLock()
-        self._tail: list[Any] = []
-        self._chunks: dict[int, list[Any]] = {0: self._tail}
-        self._before: list[int] = [0]  # for every chunk ever made the number of items before it
         self._tail_bytes = 0
         self._chunk_bytes = max(1, min(CHUNK_BYTES, budget_bytes // 4))
         self._bells: deque[SimpleQueue[None]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()  # the producer's
         self._out_of_credit = False
-        self._gone: deque[int] = deque()
-        self._stopped = False
         self._yielded_s = 0.0
         self._began_s = 0.0
         self._native_thread = 0
@@ -120,7 +106,7 @@ class Source:
         """
         self.thread = threading.get_ident()
         self._native_thread = threading.get_native_id()
-        self._began_s, self._busy_s = time.perf_counter(), _busy_s(self._native_thread)
+        self._began_s, self._busy_s = time.perf_counter(), self._busy_so_far_s()
         error: BaseException | None = None
         pending = [opened]
         try:
@@ -153,29 +139,14 @@ class Source:
             if size >= most or len(tail) >= CHUNK_ITEMS:
                 tail, size = self._seal(size), 0
                 del item  # it may be large, and the next one takes its time
+                self._ring()
                 if self.flow.paused and not self._wait_for_credit():
                     return
 
-    def _seal(self, size_bytes: int) -> list[Any]:
-        """The tail becomes a chunk; returns the new one."""
-        tail: list[Any] = []
-        number = len(self._before)
-        with self._lock:
-            self._before.append(self._before[-1] + len(self._tail))
-            self._chunks[number] = self._tail = tail
-            dropped = self._drop(self.flow.produced(size_bytes))
-        self._ring()
-        del dropped
-        return tail
-
     def _end(self, error: BaseException | None) -> None:
-        with self._lock:
-            if not self.flow.over:
-                self.error = error
-                self._traceback = _of_user(error)
-                self.flow.ended()
-            if self.flow.complete and not self._stopped:
-                self._again = None
+        self._close(error, _of_user(error))
+        if self.flow.complete and not self._stopped:
+            self._again = None
         self._ring()
 
     def _is_unwanted(self) -> bool:
@@ -212,7 +183,10 @@ class Source:
         """For how many seconds the producer has been at work, and for how many of these it computed, or was ready to
         and had no core."""
         took_s = time.perf_counter() - self._began_s - self.waited_s
-        return took_s, _busy_s(self._native_thread) - self._busy_s
+        return took_s, self._busy_so_far_s() - self._busy_s
+
+    def _busy_so_far_s(self) -> float:
+        return sum(schedstat_s(f"self/task/{self._native_thread}"))
 
     @property
     def out_of_credit(self) -> bool:
@@ -236,14 +210,9 @@ class Source:
 
     def cancel(self, error: BaseException) -> None:
         """Ends the stream: readers get the error with the next chunk; the producer stops at its next item."""
-        with self._lock:
-            if self.flow.over:
-                return
-            self.error = error
-            self._stopped = True
-            self.flow.ended()
-        self._note(_CANCELLED)
-        self._ring()
+        if self._close(error, None, stopped=True):
+            self.reader_gone(_CANCELLED)
+            self._ring()
 
     # ---- pulling
 
@@ -267,15 +236,17 @@ class Source:
                 if self._tail_bytes >= self._chunk_bytes or len(self._tail) >= CHUNK_ITEMS:
                     self._seal(self._tail_bytes)
                     self._tail_bytes = 0
+                    self._ring()
 
     # ---- reading
 
-    def read(self, claim: Claim | None, consumer: int) -> Iterator[Any]:
+    def read(self, claim: Claim | None, consumer: int, sealed: bool = False) -> Iterator[Any]:
         """All items from the start. Blocks for those that are not there yet, in the thread that iterates.
 
         Args:
             claim: a place at the start, held since before; else one is looked for when the iteration begins.
             consumer: the task that reads, or ``NOBODY``.
+            sealed: what is in another process may stay there, as :class:`headrace.stream.kept.Sealed`.
         """
         claim = claim or self.claim(consumer)
         number = count = 0
@@ -288,7 +259,10 @@ class Source:
             index = 0
             while True:
                 while index < len(chunk):
-                    yield chunk[index]
+                    if type(chunk[index]) is Sealed and not sealed:
+                        yield chunk[index].brings()
+                    else:
+                        yield chunk[index]
                     index += 1
                 if number < self.flow.next:
                     if self._stopped:
@@ -304,17 +278,8 @@ class Source:
             count += index
             number += 1
             self._advance(claim.reader, number)
-        yield from itertools.islice(self.replay(), count, None)
-
-    def claim(self, consumer: int) -> Claim | None:
-        """A place at the start of the stream, or None if that is gone."""
-        with self._lock:
-            self.flow.expected.discard(consumer)
-            reader = next(_numbers)
-            if self._stopped or not self.flow.began(reader):
-                return None
-            self.readers[reader] = consumer, threading.get_ident()
-        return Claim(self, reader)
+        for item in itertools.islice(self.replay(), count, None):
+            yield item if sealed else opened(item)
 
     def _more(self, chunk: list[Any], index: int, number: int, consumer: int) -> None:
         """Returns when there may be more than these items of this chunk."""
@@ -410,78 +375,19 @@ class Source:
         if self.error is not None:
             raise self.error.with_traceback(self._traceback)
 
-    @property
-    def count(self) -> int:
-        """How many items were made so far."""
-        return self._before[-1] + len(self._tail)
-
     def item(self, index: int) -> Any:
         """One item; it must have been made."""
-        number = bisect_right(self._before, index) - 1
-        chunk = self._chunks.get(number)
-        if chunk is None or self._stopped:
-            return next(itertools.islice(self.replay(), index, None))
-        return chunk[index - self._before[number]]
+        kept = self._kept_item(index) or itertools.islice(self.replay(), index, None)
+        return opened(next(iter(kept)))
 
     def everything(self) -> list[Any] | None:
         """All items, if they are made and kept."""
-        with self._lock:
-            if not self.flow.over or self.flow.first or self._stopped:
-                return None
-            return [item for number in sorted(self._chunks) for item in self._chunks[number]]
+        items = self._kept_items()
+        return None if items is None else [opened(item) for item in items]
 
-    # ---- who comes and goes
-
-    def expect(self, tasks: tuple[int, ...]) -> None:
-        """These tasks will read from the start."""
-        with self._lock:
-            self.flow.expected.update(tasks)
-
-    def expect_no_more(self, tasks: tuple[int, ...]) -> None:
-        """These tasks will not come after all."""
-        with self._lock:
-            self.flow.expected.difference_update(tasks)
-        self._note_change()
-
-    def abandon(self, consumer: int) -> None:
-        """The task has failed: whatever still refers to its readers does not read."""
-        for reader, (task, _) in list(self.readers.items()):
-            if task == consumer:
-                self._note(reader)
-
-    def handle_made(self) -> None:
-        with self._lock:
-            self.flow.handles += 1
-
-    def handle_gone(self) -> None:
-        """Safe in destructors, as is :meth:`reader_gone`."""
-        self._note(_HANDLE)
-
-    def reader_gone(self, reader: int) -> None:
-        self._note(reader)
-
-    def _note(self, who: int) -> None:
-        self._gone.append(who)
-        self._note_change()
-
-    def _note_change(self) -> None:
+    def _left(self) -> None:
         if self._out_of_credit:
             self._bell.put(None)
-
-    def _settle(self) -> list[Any]:
-        """Takes in who has left; returns what nobody needs any more, to be let go of outside of the lock."""
-        dropped: list[Any] = []
-        while self._gone:
-            who = self._gone.popleft()
-            if who == _HANDLE:
-                self.flow.handles -= 1
-            elif who >= 0:
-                self.readers.pop(who, None)
-                dropped += self._drop(self.flow.left(who))
-        return dropped
-
-    def _drop(self, chunks: range) -> list[Any]:
-        return [self._chunks.pop(number, None) for number in chunks]
 
     @classmethod
     def of_items(cls, name: str, items: list[Any], error: BaseException | None) -> Source:
@@ -491,28 +397,6 @@ class Source:
         source.error = error
         source.flow.ended()
         return source
-
-
-class Claim:
-    """A place in a stream, given up when this object is gone."""
-
-    __slots__ = ("_source", "reader")
-
-    def __init__(self, source: Source, reader: int) -> None:
-        self._source = source
-        self.reader = reader
-
-    def __del__(self) -> None:
-        self._source.reader_gone(self.reader)
-
-
-def _busy_s(native_thread: int) -> float:
-    try:
-        with open(f"/proc/self/task/{native_thread}/schedstat", "rb") as file:
-            running, queued, _ = file.read().split()
-    except (OSError, ValueError):  # it has ended, or the kernel keeps no such figures
-        return 0.0
-    return (int(running) + int(queued)) * 1e-9
 
 
 def _of_user(error: BaseException | None) -> TracebackType | None:

@@ -43,7 +43,7 @@ from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared
 from headrace.lanes.processes.surroundings import flush_output, follow_owner, raise_again, write_lines_at_once
 from headrace.lanes.processes.wire import Channel, Op, Record
 from headrace.store.pickling import estimate_size, pack
-from headrace.stream.handle import NOBODY, for_task, whole_stream
+from headrace.stream.handle import NOBODY, for_task
 from headrace.stream.steps import PRODUCERS
 
 _SEND_EVERY_S: Final = 0.01
@@ -195,7 +195,8 @@ class Worker:
             began = True
             value = fn(*args, **kwargs) if kwargs else fn(*args)
             if type(value) in PRODUCERS:
-                value = whole_stream(value)
+                self._hand_back(task)
+                return
             if self._forked:
                 self._end_child()
         except NotHereError:
@@ -275,6 +276,11 @@ class Worker:
             self._outbox.append((wire.UNPICKLABLE, task, str(error), format_traceback(error), must_stay(error)))
         else:
             self._fail(task, error)
+
+    def _hand_back(self, task: int) -> None:
+        """It makes a stream, and has not begun: that is for a stage process, whose items others read meanwhile."""
+        self._holdings.expect_no_more((task,))
+        self._outbox.append((wire.UNPICKLABLE, task, "the result is a stream", "", True))
 
     def _give_back(self, tasks: list[int]) -> None:
         self._holdings.expect_no_more(tasks)

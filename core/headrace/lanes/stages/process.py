@@ -1,13 +1,13 @@
 """The owner's side of a stage process.
 
-One thread, that of the stage's slot, receives what the process makes; one more for each input takes what is there of it
-and sends it when asked. Items are pickled once, in batches.
+One thread, that of the stage's slot, receives what the process makes; one more for each input (``feeder``) takes what
+is there of it and sends it when asked. Small items are pickled in batches, large ones are in shared memory
+(``exchange``).
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -15,27 +15,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Final
 
 import headrace
 from headrace import companions
 from headrace.errors import UnpicklableError
-from headrace.lanes.processes.failures import revive_failure
+from headrace.lanes.processes import logged, warned  # noqa: F401 - have their say in stage processes
+from headrace.lanes.processes.failures import must_stay, revive_failure
 from headrace.lanes.processes.launcher import interpreter_flags, worker_environment
+from headrace.lanes.processes.parcels import Parcel, is_shared
 from headrace.lanes.processes.surroundings import directory
 from headrace.lanes.stages import frames
-from headrace.lanes.stages.frames import Frames, Input
+from headrace.lanes.stages.exchange import Exchange
+from headrace.lanes.stages.feeder import Feeder
+from headrace.lanes.stages.frames import Frames, Input, Large
 from headrace.obituary import describe_exit
 from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import pack
 from headrace.stream.handle import Stream
+from headrace.stream.kept import opened
 
 _BOOTSTRAP: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]]; "
-    "from headrace.lanes.stages.helper import main; main(*map(int, sys.argv[2:5]))"
+    "from headrace.lanes.stages.helper import main; main(*map(int, sys.argv[2:6]))"
 )
-_BATCH_BYTES: Final = 4 << 20
 _END_WITHIN_S: Final = 1.0
 
 
@@ -44,17 +47,31 @@ class LostError(Exception):
 
 
 class UnfitError(Exception):
-    """The stage can only run in the owner's process."""
+    """The stage can only run in the owner's process.
+
+    Attributes:
+        stays: None, or if something could not be pickled, whether that must not be.
+    """
+
+    def __init__(self, message: str, stays: bool | None = None) -> None:
+        super().__init__(message)
+        self.stays = stays
 
 
 class StageProcess:
-    """A process that runs one stage at a time; for one thread, except :meth:`kill`."""
+    """A process that runs one stage at a time; for one thread, except :meth:`kill`.
 
-    def __init__(self, buffer_bytes: int) -> None:
+    Args:
+        buffer_bytes: of each of its inputs.
+        exchange: of the large items.
+    """
+
+    def __init__(self, buffer_bytes: int, exchange: Exchange) -> None:
         ours, theirs = socket.socketpair()
         life_read, self._life = os.pipe2(os.O_CLOEXEC)
+        place = exchange.new_place()
         root = str(Path(headrace.__file__).parent.parent)
-        numbers = [str(number) for number in (theirs.fileno(), life_read, buffer_bytes)]
+        numbers = [str(number) for number in (theirs.fileno(), life_read, buffer_bytes, place)]
         self._process = subprocess.Popen(
             [sys.executable, *interpreter_flags(), "-c", _BOOTSTRAP, root, *numbers],
             stdin=subprocess.DEVNULL,
@@ -65,17 +82,21 @@ class StageProcess:
         theirs.close()
         os.close(life_read)
         self._channel = Frames(ours)
+        self._exchange = exchange
+        self._place = place
+        self._attached = {place}
+        self._attaching = threading.Lock()
         self.ready = False
         self._unfit = False
         self._calls = 0
 
-    def wait_until_ready(self, timeout_s: float) -> bool:
-        """Whether it is up, after at most this time.
+    def wait_until_ready(self, timeout_s: float, unless: int = -1) -> bool:
+        """Whether it is up, after at most this time, or less if this descriptor becomes readable before.
 
         Raises:
             LostError: it never will be.
         """
-        if not self.ready and self._channel.readable(timeout_s):
+        if not self.ready and self._channel.readable(timeout_s, unless):
             self._receive()
             self.ready = True
         return self.ready
@@ -101,21 +122,19 @@ class StageProcess:
         try:
             for part in (fn, *args[:1]):  # the call may be that of another function
                 forbid_hash(part)
-            call = pack((fn, _without_streams(args, streams), kwargs))
-            states = companions.states()
-            path = [p for p in sys.path if type(p) is str]
-            buffers = [pickle.PickleBuffer(buffer) for buffer in call.buffers]
-            self._calls += 1
-            whole = pack((frames.CALL, path, directory(), states, len(streams), self._calls, call.data, buffers))
+            call = self._exchange.lend(pack((fn, _without_streams(args, streams), kwargs)), self._place)
         except UnpicklableError as error:
-            raise UnfitError(str(error)) from error
+            raise UnfitError(str(error), must_stay(error)) from error
+        self._calls += 1
         feeders = [
-            _Feeder(stream, (self._calls, number), self._channel, self._give_up, feeding)
+            Feeder(stream, (self._calls, number), self._send_items, self._give_up, feeding)
             for number, stream in enumerate(streams)
         ]
+        path = [p for p in sys.path if type(p) is str]
         kind = -1
         try:
-            self._send(whole)
+            self._show(call)
+            self._send(frames.CALL, path, directory(), companions.states(), len(streams), self._calls, call)
             kind, rest = self._serve(feeders)
         finally:
             if kind != frames.STREAM:
@@ -123,7 +142,7 @@ class StageProcess:
                     feeder.stop()
         return (True, self._items(feeders)) if kind == frames.STREAM else (False, rest[0])
 
-    def _items(self, feeders: list[_Feeder]) -> Iterator[Any]:
+    def _items(self, feeders: list[Feeder]) -> Iterator[Any]:
         ended = False
         try:
             while True:
@@ -131,7 +150,12 @@ class StageProcess:
                 if kind == frames.ENDED:
                     ended = True
                     return
-                yield from rest[0]
+                items, large_bytes = rest
+                items.reverse()
+                while items:
+                    yield items.pop()  # none of them is kept here
+                if large_bytes:
+                    self._send(frames.TAKEN, large_bytes, self._exchange.free_ranges(self._place))
         except GeneratorExit:
             ended = self._stop(feeders)
             raise
@@ -141,7 +165,7 @@ class StageProcess:
             if not ended:
                 self.kill()
 
-    def _stop(self, feeders: list[_Feeder]) -> bool:
+    def _stop(self, feeders: list[Feeder]) -> bool:
         """Nobody wants the rest: has the generator closed; whether that has worked."""
         try:
             self._channel.send(frames.STOP)
@@ -152,33 +176,85 @@ class StageProcess:
             pass
         return False
 
-    def _serve(self, feeders: list[_Feeder]) -> tuple[int, list[Any]]:
+    def _serve(self, feeders: list[Feeder]) -> tuple[int, list[Any]]:
         """Receives until there is something for the caller."""
         while True:
-            kind, *rest = self._receive()
+            kind, rest = self._receive()
             if kind == frames.MORE:
                 feeders[rest[0]].ask()
             elif kind == frames.FAILED:
                 raise revive_failure(rest[0])
             elif kind == frames.UNFIT:
-                raise UnfitError(rest[0])
-            else:
+                raise UnfitError(*rest)
+            elif kind not in (frames.ARENA, frames.CLOSED, frames.SAID):
                 return kind, rest
 
-    def _send(self, packed: Any) -> None:
+    def _send(self, *message: Any) -> None:
         try:
-            self._channel.send_packed(packed)
+            self._channel.send(*message)
         except OSError as error:
             raise LostError(self.reason()) from error
 
-    def _receive(self) -> Any:
+    def _send_items(self, number: tuple[int, int], items: list[tuple[Any, int]], end: Any) -> None:
+        """Sends a part of an input, with how many bytes each item takes."""
+        sent = [
+            self._exchange.send_on(item, size, self._place) if size >= frames.LARGE_BYTES else item
+            for item, size in items
+        ]
+        for item in sent:
+            if type(item) is Large:
+                self._show(item.parcel)
+        self._channel.send(frames.BATCH, *number, sent, end)
+
+    def _show(self, parcel: Parcel) -> None:
+        """The process gets to know the memory that this is in."""
+        if is_shared(parcel) and parcel[1] not in self._attached:
+            place = parcel[1]
+            with self._attaching:  # whoever comes second must not overtake the descriptor
+                if place not in self._attached:
+                    self._channel.send(frames.ATTACH, place, descriptors=(self._exchange.descriptor(place),))
+                    self._attached.add(place)
+
+    def detach(self, place: int) -> None:
+        """Nothing in this memory will be read any more. Thread-safe."""
+        with self._attaching:
+            if place in self._attached:
+                self._attached.discard(place)
+                try:
+                    self._channel.send(frames.DETACH, place)
+                except OSError:
+                    pass  # it is gone
+
+    def tend(self) -> None:
+        """While it has nothing to do: hears what it does not read any more, and says what it can write again."""
         try:
-            return self._channel.receive()
+            while self.ready and self._channel.readable(0.0):
+                self._receive()
+            free = self._exchange.free_ranges(self._place)
+            if free:
+                self._send(frames.TAKEN, 0, free)
+        except LostError:
+            pass  # whoever takes it finds out
+
+    def _receive(self) -> tuple[int, list[Any]]:
+        """The next message, with what its large items are here."""
+        try:
+            kind, closed, *rest = self._channel.receive()
         except EOFError:
-            pass
-        if self._unfit:
-            raise UnfitError("an input cannot be pickled")
-        raise LostError(self.reason())
+            if self._unfit:
+                raise UnfitError("an input cannot be pickled") from None
+            raise LostError(self.reason()) from None
+        if closed:
+            self._exchange.closed(self._place, closed)
+        if kind == frames.ARENA:
+            self._exchange.attach(self._place, self._channel.descriptors.popleft())
+        elif kind == frames.SAID:
+            companions.hear(*rest)
+        elif kind == frames.BATCH:
+            rest[0] = [self._exchange.seal(item, self._place) if type(item) is Large else item for item in rest[0]]
+        elif kind == frames.VALUE:
+            rest[0] = opened(self._exchange.seal(rest[0], self._place))
+        return kind, rest
 
     def _give_up(self) -> None:
         self._unfit = True
@@ -209,72 +285,23 @@ class StageProcess:
         self.kill()
         self._process.wait()
         self._channel.close()
+        for descriptor in self._channel.descriptors:
+            os.close(descriptor)
+        self._channel.descriptors.clear()
+        self._exchange.lost(self._place)
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
 
 
-class _Feeder:
-    """Sends an input's items, a batch whenever it is asked; its thread starts with the first request."""
-
-    def __init__(
-        self,
-        stream: Stream,
-        number: tuple[int, int],
-        channel: Frames,
-        give_up: Callable[[], None],
-        feeding: Callable[[int, bool], object],
-    ) -> None:
-        self._stream = stream
-        self._number = number
-        self._channel = channel
-        self._give_up = give_up
-        self._feeding = feeding
-        self._asked: SimpleQueue[bool] = SimpleQueue()
-        self._stopped = False
-        self._thread: threading.Thread | None = None
-
-    def ask(self) -> None:
-        self._asked.put(True)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="headrace-feeder", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._asked.put(False)
-        self._stream.abandon()
-
-    def _run(self) -> None:
-        self._feeding(threading.get_ident(), True)
-        try:
-            items = self._stream.batches(_BATCH_BYTES)
-            end: Any = None
-            while end is None and self._asked.get() and not self._stopped:
-                batch: list[Any] = []
-                try:
-                    batch = next(items, [])
-                    end = None if batch else True
-                except BaseException as error:
-                    end = error
-                if not self._stopped:
-                    self._channel.send(frames.BATCH, *self._number, batch, end)
-        except UnpicklableError:
-            self._give_up()
-        except OSError:
-            pass  # the process is gone; whoever receives from it knows
-        finally:
-            self._feeding(threading.get_ident(), False)
-            self._stream.close()
-
-
 def _without_streams(args: Any, streams: list[Stream]) -> list[Any]:
-    def replaced(arg: Any) -> Any:
+    """The same arguments, with an :class:`Input` in the place of each stream, which is added to ``streams``."""
+    replaced = []
+    for arg in args:
         if type(arg) is Stream:
             streams.append(arg)
-            return Input(len(streams) - 1)
-        if type(arg) is list and any(type(item) is Stream for item in arg):
-            return [replaced(item) for item in arg]
-        return arg
-
-    return [replaced(arg) for arg in args]
+            arg = Input(len(streams) - 1)
+        elif type(arg) is list and any(type(item) is Stream for item in arg):
+            arg = _without_streams(arg, streams)
+        replaced.append(arg)
+    return replaced

@@ -1,0 +1,190 @@
+"""What is there of one stream, and who may read it: :class:`Kept`. Never waits.
+
+Lists only grow, and are not changed once they are sealed, so that an item costs its producer an append and its readers
+an index, without a lock. The lock is for what the flow decides, once a chunk. Nothing under it calls foreign code; what
+destructors have to say (a handle, a reader is gone) they leave in a queue, because they run at any moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+from headrace.stream.machine import Flow
+
+_HANDLE: Final = -1
+_numbers = itertools.count()
+
+
+class Kept:
+    """The chunks of a stream, its handles and its readers. Thread-safe.
+
+    Args:
+        name: for messages.
+        budget_bytes: see :class:`headrace.stream.machine.Flow`.
+    """
+
+    def __init__(self, name: str, budget_bytes: int) -> None:
+        self.name = name
+        self.flow = Flow(budget_bytes)
+        self.readers: dict[int, tuple[int, int]] = {}
+        """Reader → for which task, in which thread. Also of those that have left."""
+        self.error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self._lock = threading.Lock()
+        self._tail: list[Any] = []
+        self._chunks: dict[int, list[Any]] = {0: self._tail}
+        self._before: list[int] = [0]  # for every chunk ever made the number of items before it
+        self._gone: deque[int] = deque()
+        self._at_end: list[Callable[[], object]] = []
+        self._stopped = False
+
+    def _left(self) -> None:
+        """Somebody is gone, or will not come. Called in destructors."""
+        raise NotImplementedError
+
+    # ---- what is there
+
+    def _seal(self, size_bytes: int) -> list[Any]:
+        """The tail becomes a chunk; returns the new one."""
+        tail: list[Any] = []
+        number = len(self._before)
+        with self._lock:
+            self._before.append(self._before[-1] + len(self._tail))
+            self._chunks[number] = self._tail = tail
+            dropped = self._drop(self.flow.produced(size_bytes))
+        del dropped
+        return tail
+
+    def _close(self, error: BaseException | None, traceback: TracebackType | None, stopped: bool = False) -> bool:
+        """There will be no more; whether that is new."""
+        with self._lock:
+            if self.flow.over:
+                return False
+            self.error, self._traceback = error, traceback
+            self._stopped |= stopped
+            self.flow.ended()
+            heard, self._at_end = self._at_end, []
+        for hear in heard:
+            hear()
+        return True
+
+    def at_end(self, hear: Callable[[], object]) -> None:
+        """Calls this once nothing more will be made, perhaps at once, in any thread."""
+        with self._lock:
+            if not self.flow.over:
+                self._at_end.append(hear)
+                return
+        hear()
+
+    @property
+    def count(self) -> int:
+        """How many items were made so far."""
+        return self._before[-1] + len(self._tail)
+
+    def _kept_item(self, index: int) -> list[Any]:
+        """An item that was made, alone in a list; nothing if it is not kept."""
+        number = bisect_right(self._before, index) - 1
+        chunk = self._chunks.get(number)
+        return [] if chunk is None or self._stopped else [chunk[index - self._before[number]]]
+
+    def _kept_items(self) -> list[Any] | None:
+        """All items, if they are made and kept."""
+        with self._lock:
+            if not self.flow.over or self.flow.first or self._stopped:
+                return None
+            return [item for number in sorted(self._chunks) for item in self._chunks[number]]
+
+    # ---- who comes and goes
+
+    def claim(self, consumer: int) -> Claim | None:
+        """A place at the start of the stream, or None if that is gone."""
+        with self._lock:
+            self.flow.expected.discard(consumer)
+            reader = next(_numbers)
+            if self._stopped or not self.flow.began(reader):
+                return None
+            self.readers[reader] = consumer, threading.get_ident()
+        return Claim(self, reader)
+
+    def expect(self, tasks: tuple[int, ...]) -> None:
+        """These tasks will read from the start."""
+        with self._lock:
+            self.flow.expected.update(tasks)
+
+    def expect_no_more(self, tasks: tuple[int, ...]) -> None:
+        """These tasks will not come after all."""
+        with self._lock:
+            self.flow.expected.difference_update(tasks)
+        self._left()
+
+    def abandon(self, consumer: int) -> None:
+        """The task has failed: whatever still refers to its readers does not read."""
+        for reader, (task, _) in list(self.readers.items()):
+            if task == consumer:
+                self.reader_gone(reader)
+
+    def handle_made(self) -> None:
+        with self._lock:
+            self.flow.handles += 1
+
+    def handle_gone(self) -> None:
+        """Safe in destructors, as is :meth:`reader_gone`."""
+        self.reader_gone(_HANDLE)
+
+    def reader_gone(self, reader: int) -> None:
+        self._gone.append(reader)
+        self._left()
+
+    def _settle(self) -> list[Any]:
+        """Takes in who has left; returns what nobody needs any more, to be let go of outside of the lock."""
+        dropped: list[Any] = []
+        while self._gone:
+            who = self._gone.popleft()
+            if who == _HANDLE:
+                self.flow.handles -= 1
+            else:
+                self.readers.pop(who, None)
+                dropped += self._drop(self.flow.left(who))
+        return dropped
+
+    def _drop(self, chunks: range) -> list[Any]:
+        return [self._chunks.pop(number, None) for number in chunks]
+
+
+class Claim:
+    """A place in a stream, given up when this object is gone."""
+
+    __slots__ = ("_kept", "reader")
+
+    def __init__(self, kept: Kept, reader: int) -> None:
+        self._kept = kept
+        self.reader = reader
+
+    def __del__(self) -> None:
+        self._kept.reader_gone(self.reader)
+
+
+class Sealed:
+    """Stands in a stream for an item that is in another process, until somebody reads it here.
+
+    Args:
+        nbytes: how many it takes.
+        brings: the item itself. What this refers to is let go of with this object.
+    """
+
+    __slots__ = ("__weakref__", "brings", "nbytes")
+
+    def __init__(self, nbytes: int, brings: Callable[[], Any]) -> None:
+        self.nbytes = nbytes
+        self.brings = brings
+
+
+def opened(item: Any) -> Any:
+    """What a reader in this process gets."""
+    return item.brings() if type(item) is Sealed else item

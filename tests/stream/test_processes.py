@@ -1,0 +1,134 @@
+"""Streams in lane ``processes``: each stage has a process of its own, and they run side by side."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moved_stages import (
+    arrays,
+    die_once,
+    endless_arrays,
+    frames_of,
+    largest_of,
+    made_by,
+    pids_of,
+    released_by,
+    scaled,
+    slowly,
+    total_of,
+    wait_for,
+    warned_and_logged,
+    with_lock,
+    with_pid,
+)
+
+import headrace
+from headrace.errors import UnpicklableError
+from headrace.runtime import Runtime
+
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture
+def rt() -> Iterator[Runtime]:
+    with Runtime(lane="processes", num_workers=2, check=True) as runtime:
+        yield runtime
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def test_every_stage_has_a_process(rt: Runtime) -> None:
+    for _ in range(2):  # found out, and known
+        total, makers, reader = rt.submit(pids_of, rt.submit(with_pid, rt.submit(slowly, 20))).result(TIMEOUT_S)
+        assert total == sum(range(20))
+        assert len({*makers, reader, os.getpid()}) == 3
+
+
+def test_a_consumer_reads_while_its_producer_goes_on(rt: Runtime, tmp_path: Path) -> None:
+    """The producer ends only when the consumer has told it that it has read the first item."""
+    read = tmp_path / "read"
+    assert rt.submit(released_by, rt.submit(wait_for, read), read).result(TIMEOUT_S) == [0, 1]
+
+
+def test_a_function_that_returns_a_generator_is_a_stage(rt: Runtime) -> None:
+    total, makers, reader = rt.submit(pids_of, rt.submit(made_by, 20)).result(TIMEOUT_S)
+    assert (total, len({*makers, reader, os.getpid()})) == (sum(range(20)), 3)
+
+
+def test_large_items_go_from_process_to_process(rt: Runtime) -> None:
+    stage = rt.submit(scaled, rt.submit(arrays, 40))
+    assert rt.submit(total_of, stage).result(TIMEOUT_S) == 2 * sum(range(40))
+    assert sum(int(item[0]) for item in stage.result(TIMEOUT_S)) == 2 * sum(range(40))
+    largest = rt.submit(largest_of, rt.submit(arrays, 5)).result(TIMEOUT_S)
+    assert (largest.shape, int(largest.max())) == ((100_000,), 4)
+
+
+def test_the_caller_has_large_items_and_may_pickle_the_stream(rt: Runtime) -> None:
+    stream = rt.submit(arrays, 6).result(TIMEOUT_S)
+    assert [int(item[-1]) for item in stream] == list(range(6))
+    assert (len(stream), int(stream[2][0]), int(stream[-1][0])) == (6, 2, 5)
+    assert [int(item[0]) for item in pickle.loads(pickle.dumps(stream))] == list(range(6))
+
+
+def test_memory_is_used_again(rt: Runtime) -> None:
+    """80 MB pass through a buffer of 1 MB: neither process keeps more than what is on its way."""
+    with Runtime(lane="processes", stream_buffer_bytes=1_000_000) as small:
+        assert max(small.submit(frames_of, small.submit(arrays, 100)).result(TIMEOUT_S)) < 20_000_000
+    stream = rt.submit(endless_arrays).result(TIMEOUT_S)
+    assert int(next(stream)[0]) == 0
+    stream.close()
+
+
+def test_a_death_in_the_midst_of_large_items(rt: Runtime, tmp_path: Path) -> None:
+    stage = rt.submit(die_once, rt.submit(arrays, 30), tmp_path / "died", 15)
+    assert [int(item[0]) for item in stage.result(TIMEOUT_S)] == list(range(30))
+    assert (tmp_path / "died").exists()
+
+
+def test_what_cannot_be_pickled_is_an_error(rt: Runtime) -> None:
+    stage = rt.submit(with_lock, rt.submit(slowly, 3))
+    with pytest.raises(UnpicklableError, match="lock"):
+        list(stage.result(TIMEOUT_S))
+
+
+def test_a_stage_that_cannot_be_pickled_is_an_error(rt: Runtime) -> None:
+    class Stubborn:
+        def __reduce__(self) -> Any:
+            raise TypeError("stubborn")
+
+    stubborn = Stubborn()
+    with pytest.raises(UnpicklableError, match="stubborn"):
+        rt.submit(lambda items: (sum(items), stubborn), rt.submit(slowly, 5)).result(TIMEOUT_S)
+
+
+def test_what_stages_say_is_heard_here(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.warns(UserWarning, match="half way"):
+        assert list(rt.submit(warned_and_logged, rt.submit(slowly, 2)).result(TIMEOUT_S)) == [0, 1]
+    until(lambda: "done" in caplog.text)
+
+
+def test_idle_processes_end() -> None:
+    with Runtime(lane="processes", num_workers=2, idle_timeout_s=0.1) as rt:
+        pids = {pid for _, pid in rt.submit(with_pid, rt.submit(slowly, 3)).result(TIMEOUT_S)}
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        assert sum(rt.submit(slowly, 3).result(TIMEOUT_S)) == 3
+
+
+def test_asynchronous_and_marked_ones(rt: Runtime) -> None:
+    async def numbers() -> Any:
+        for number in range(5):
+            yield number
+
+    assert rt.submit(sum, rt.submit(numbers)).result(TIMEOUT_S) == 10
+    assert rt.submit(sum, rt.submit(lambda: headrace.streamed(range(5)))).result(TIMEOUT_S) == 10
