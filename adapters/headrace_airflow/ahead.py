@@ -215,8 +215,8 @@ class Forerunner:
 
     def _open(self, done: Message) -> _Taken:
         made, log, output, *spool = done["fds"]
-        chunk = Reader(made, bool).chunk(0)
-        assert chunk is not None
+        chunk = Reader(made).chunk(0)
+        assert chunk is not None  # it was written before it was sent
         metadata, value = unpickle(image.split(chunk.image))
         if done["stream"]:
             value = in_spool(done["stream"], spool[0])

@@ -91,12 +91,14 @@ def keeping(function: Function, announce: Announce | None = None) -> Function:
     @functools.wraps(function)
     def calls(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
-        return exhaust(_gather(value, announce)) if isinstance(value, GeneratorType) else value
+        if not isinstance(value, GeneratorType):
+            return value
+        return exhaust(_gather(value, announce), lambda metadata: None)
 
     return calls
 
 
-def exhaust(generator: Generator[Any, None, Any], take: Callable[[Any], object] = bool) -> Any:
+def exhaust(generator: Generator[Any, None, Any], take: Callable[[Any], object]) -> Any:
     """What a generator returns when it has yielded everything; each item is handed to ``take``."""
     while True:
         try:
@@ -110,15 +112,18 @@ def _gather(generator: Generator[Any, Any, Any], announce: Announce | None) -> G
 
     gatherer = Gatherer()
     has_metadata = False
-    while True:
-        try:
-            item = next(generator)
-        except StopIteration as end:
-            if end.value is not None or (has_metadata and not gatherer.count):
-                return end.value
-            return gatherer.end()
-        if isinstance(item, Metadata):
-            has_metadata = True
-            yield item
-        elif gatherer.add(item) and announce is not None:
-            announce(gatherer)
+    try:
+        while True:
+            try:
+                item = next(generator)
+            except StopIteration as end:
+                if end.value is not None or (has_metadata and not gatherer.count):
+                    return end.value
+                return gatherer.end()
+            if isinstance(item, Metadata):
+                has_metadata = True
+                yield item
+            elif gatherer.add(item) and announce is not None:
+                announce(gatherer)
+    finally:
+        gatherer.close()

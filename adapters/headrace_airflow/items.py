@@ -10,6 +10,7 @@ data) stand on the chunk's memory.
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol, overload
@@ -25,6 +26,7 @@ _CHUNK_BYTES: Final = 1 << 18
 _CHUNK_ITEMS: Final = 10_000
 _GATHER_S: Final = 0.02
 """Items that come faster than this go on together; one that comes later than this after the last chunk, at once."""
+_UNCHANGING: Final = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 class _Chunks(Protocol):
@@ -112,7 +114,7 @@ class _Stored:
 
 def in_spool(id: str, fd: int) -> StreamedItems:
     """The items of a stream that has ended."""
-    return StreamedItems(id, Reader(fd, _never))
+    return StreamedItems(id, Reader(fd))
 
 
 def _restore(id: str, counts: list[int], images: list[Any]) -> StreamedItems:
@@ -126,7 +128,10 @@ def _items(chunk: Chunk) -> list[Any]:
 
 
 class Gatherer:
-    """Takes the items of a generator and writes them in chunks: each at once, as long as they do not come faster."""
+    """Takes the items of a generator and writes them in chunks: each at once, as long as they do not come faster.
+
+    Only what nobody can change waits for others, and not for long: a thread writes it if no more comes.
+    """
 
     def __init__(self) -> None:
         xcom_reducers.register()
@@ -135,6 +140,10 @@ class Gatherer:
         self._waiting: list[Any] = []
         self._waiting_bytes = 0
         self._written_at = float("-inf")
+        self._changed = threading.Condition()
+        self._writer: threading.Thread | None = None
+        self._ended = False
+        self._error: BaseException | None = None
 
     def add(self, item: Any) -> bool:
         """Takes an item; whether a chunk was written.
@@ -142,21 +151,58 @@ class Gatherer:
         Raises:
             UnpicklableError: it cannot be pickled.
         """
-        self.count += 1
-        self._waiting.append(item)
-        self._waiting_bytes += weigh(item)
-        full = self._waiting_bytes >= _CHUNK_BYTES or len(self._waiting) >= _CHUNK_ITEMS
-        if not full and time.monotonic() - self._written_at < _GATHER_S:
+        with self._changed:
+            self._raise()
+            self.count += 1
+            self._waiting.append(item)
+            self._waiting_bytes += weigh(item)
+            full = self._waiting_bytes >= _CHUNK_BYTES or len(self._waiting) >= _CHUNK_ITEMS
+            if full or type(item) not in _UNCHANGING or time.monotonic() - self._written_at >= _GATHER_S:
+                self._write()
+                return True
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write_late, name="headrace-items", daemon=True)
+                self._writer.start()
+            elif len(self._waiting) == 1:
+                self._changed.notify()
             return False
-        self._write()
-        return True
 
     def end(self) -> StreamedItems:
         """Everything, when nothing more comes."""
-        if self._waiting:
-            self._write()
+        with self._changed:
+            self._raise()
+            if self._waiting:
+                self._write()
+        self.close()
         self.stream.end()
         return in_spool(self.stream.id, self.stream.fd)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if self._writer is not None:
+            self._writer.join()
+
+    def _write_late(self) -> None:
+        with self._changed:
+            while not self._ended:
+                left_s = self._written_at + _GATHER_S - time.monotonic()
+                if not self._waiting:
+                    self._changed.wait()
+                elif left_s > 0:
+                    self._changed.wait(left_s)
+                else:
+                    try:
+                        self._write()
+                    except BaseException as error:  # the generator's thread raises it
+                        self._error = error
+                        return
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _write(self) -> None:
         first = self.count - len(self._waiting)
@@ -165,7 +211,3 @@ class Gatherer:
         self._waiting.clear()
         self._waiting_bytes = 0
         self._written_at = time.monotonic()
-
-
-def _never() -> bool:
-    raise AssertionError("a stream that has ended has nothing to wait for")

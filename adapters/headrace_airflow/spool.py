@@ -93,14 +93,13 @@ class Reader:
 
     Args:
         fd: the spool's; the reader has its own copy.
-        wait: blocks until the doorbell rings, or the producer is gone: then it returns false.
+        wait: blocks until the doorbell rings, or the producer is gone: then it returns false. ``None``: it is gone.
     """
 
-    def __init__(self, fd: int, wait: Callable[[], bool]) -> None:
+    def __init__(self, fd: int, wait: Callable[[], bool] | None = None) -> None:
         self.fd = os.dup(fd)
         weakref.finalize(self, os.close, self.fd)
         self._wait = wait
-        self._is_written = True
         self._found: list[tuple[int, int, int]] = []
         """Where each chunk is: offset, length, number of items."""
         self._at = ALIGNMENT
@@ -115,9 +114,10 @@ class Reader:
         while number >= len(self._found) and not self._look():
             if self._ended:
                 return None
-            if not self._is_written:
+            if self._wait is None:
                 raise BrokenStreamError("the producer of a stream has ended before its stream")
-            self._is_written = self._wait()
+            if not self._wait():
+                self._wait = None  # what it wrote last is still to be looked at
         offset, length, count = self._found[number]
         return Chunk(count, _view(self.fd, offset, length))
 

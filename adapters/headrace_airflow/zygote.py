@@ -140,12 +140,17 @@ class Zygote:
             return
         follower, to_task = prepared
         asks, theirs = wire.pair()
-        pid = os.fork()
-        if pid == 0:
-            asks.close()
-            self._become_ahead(follower, to_task, theirs)
-        theirs.close()
-        to_task.close()
+        with to_task, theirs:
+            try:
+                pid = os.fork()
+            except OSError:  # no more processes are allowed: its task will need none ahead
+                asks.close()
+                self._followers.forked(follower, 0)
+                self._followers.ended(id, 1)
+                return
+            if pid == 0:
+                asks.close()
+                self._become_ahead(follower, to_task, theirs)
         self._followers.forked(follower, pid)
         child = _Child(pid, None, asks, id, follower.instance)
         self._adopt(child)
