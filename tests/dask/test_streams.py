@@ -58,25 +58,6 @@ def test_three_stages_in_every_lane(lane: str) -> None:
     assert (list(few), total) == ([i * i for i in range(10)], 499_500)
 
 
-def test_a_consumer_starts_before_its_producer_ends() -> None:
-    go_on = threading.Event()
-
-    def produce() -> Iterator[int]:
-        yield 1
-        assert go_on.wait(TIMEOUT_S)
-        yield 2
-
-    def consume(items: Iterable[int]) -> list[int]:
-        found = []
-        for item in items:
-            found.append(item)
-            go_on.set()
-        return found
-
-    with dask.config.set({"headrace.lane": "threads"}):
-        assert delayed(consume)(delayed(produce)()).compute(scheduler="headrace") == [1, 2]
-
-
 def test_a_result_yields_while_the_graph_runs() -> None:
     go_on = threading.Event()
 
