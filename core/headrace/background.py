@@ -47,10 +47,15 @@ class Background:
         """Sees to it that it is never started; False if it has been, or is just being."""
         return self._claim.acquire(blocking=False)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it was started, and is not the current thread."""
+        return self._thread not in (None, threading.current_thread())
+
     def join(self, timeout_s: float | None = None) -> None:
         """Waits for its end, if it was started, and unless it is the current thread."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and self.is_elsewhere:
             thread.join(timeout_s)
 
 

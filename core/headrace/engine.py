@@ -21,7 +21,6 @@ import threading
 import weakref
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_futures
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +109,7 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether it has work, or a future that is not done."""
-        return len(self._jobs.by_number) > 1 or bool(self._futures.open)
+        return len(self._jobs.by_number) > 1 or not self._futures.all_done
 
     def _bring(self, task: int) -> Any:
         return self._processes.bring(task)
@@ -348,6 +347,19 @@ class Engine:
         self._retired = True
         self.shutdown(wait=True)
 
+    def finish(self) -> None:
+        """Blocks until what has been submitted so far is done, and its callbacks have returned; more may be submitted.
+
+        Raises:
+            BaseException: out of a signal handler, for Ctrl-C: then it has been stopped.
+        """
+        try:
+            self._futures.wait()
+            self._futures.callbacks.wait()
+        except BaseException:
+            self.stop()
+            raise
+
     def drop(self) -> None:
         """The Runtime is not held by anybody: what was submitted is finished, what is streamed is read, then it ends.
 
@@ -360,14 +372,15 @@ class Engine:
             start_aside(self._stop_when_unused, "headrace-shutdown")
 
     def _stop_when_unused(self) -> None:
-        wait_for_futures(list(self._futures.open.values()))
+        self._futures.wait()
         self._threads.wait_for_streams()
         self._stop_when_done()
 
     def _stop_when_done(self) -> None:
-        wait_for_futures(list(self._futures.open.values()))
+        self._futures.wait()
         self.stop()
         self._futures.callbacks.join()
+        _open.discard(self)
 
     def stop(self) -> None:
         """Ends it at once: whoever waits for some of its work gets a RuntimeError. Blocks until all is stopped."""
@@ -386,7 +399,6 @@ class Engine:
         self._futures.callbacks.close()
         self._threads.join()
         status.unregister(self)
-        _open.discard(self)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -497,8 +509,8 @@ def _handed(values: list[Any], keep: bool) -> list[Any]:
     return [Stored(value) for value in values] if keep else values
 
 
-_open: set[Engine] = set()
-"""Those that have not been stopped."""
+_open: weakref.WeakSet[Engine] = weakref.WeakSet()
+"""Those that may have something to finish."""
 
 
 def _remember(engine: Engine) -> None:
@@ -507,8 +519,18 @@ def _remember(engine: Engine) -> None:
     _open.add(engine)
 
 
+def _finish_all() -> None:
+    """When the main thread has ended: what was submitted is finished, as the executors of the standard library do.
+
+    Earlier than ``atexit``, whose handlers close and remove what tasks may use, and in children of ``multiprocessing``,
+    which have no ``atexit``. Threads that go on may still use a Runtime.
+    """
+    for engine in list(_open):
+        engine.finish()
+
+
 def _stop_all() -> None:
-    """At the interpreter's end: what was submitted is finished, as the executors of the standard library do."""
+    """At the interpreter's end."""
     atexit.unregister(_stop_all)
     for engine in list(_open):
         engine.retire()
@@ -521,3 +543,6 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
+_threading: Any = threading
+with contextlib.suppress(RuntimeError):  # imported when the interpreter ends already
+    _threading._register_atexit(_finish_all)  # where ``concurrent.futures`` waits, too

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,11 @@ from headrace.runtime import Runtime
 
 
 def run(script: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
-    )
+    return python("-c", textwrap.dedent(script))
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -119,6 +122,70 @@ def test_the_interpreter_s_end_waits_for_what_was_submitted(lane: str, held: boo
         print("the program has ended")
     """
     assert run(script) == "the program has ended\nsum 15\n"
+
+
+@pytest.mark.parametrize("lane", ["threads", "processes"])
+def test_what_was_submitted_is_finished_before_the_handlers_of_atexit_are_called(lane: str) -> None:
+    script = f"""
+        import atexit, time
+        from headrace.runtime import Runtime
+        runtime = Runtime(lane="{lane}", num_workers=1)
+        atexit.register(print, "closed")
+        for n in range(3):
+            runtime.submit(time.sleep, 0.1).add_done_callback(lambda future: print("done"))
+    """
+    assert run(script) == "done\ndone\ndone\nclosed\n"
+
+
+def test_ctrl_c_at_the_interpreter_s_end_stops_what_was_submitted() -> None:
+    script = """
+        import os, signal, sys, threading, time
+        from headrace.runtime import Runtime
+        def where(frame):
+            return {frame.f_code.co_name} | where(frame.f_back) if frame else set()
+        def interrupt():
+            while not {"finish", "wait"} <= where(sys._current_frames()[threading.main_thread().ident]):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(600)
+        Runtime(lane="threads", num_workers=1).submit(interrupt)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, timeout=60, check=False)
+    assert b"KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.parametrize("lane", ["threads", "processes"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_finishes_what_it_submitted(method: str, lane: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+            import multiprocessing, time
+            from headrace.runtime import Runtime
+
+            class Number(int):
+                pass
+
+            def work(n):
+                time.sleep(0.1)
+                return Number(n + 1)
+
+            def child():
+                for n in range(3):
+                    future = runtime().submit(work, Number(n))
+                    future.add_done_callback(lambda future: print(type(future.result()) is Number, flush=True))
+
+            def runtime():
+                return Runtime(lane="{lane}", num_workers=1)
+
+            if __name__ == "__main__":
+                assert runtime().submit(work, Number(1)).result() == 2
+                process = multiprocessing.get_context("{method}").Process(target=child)
+                process.start()
+                process.join()
+        """)
+    )
+    assert python(str(program)) == "True\n" * 3
 
 
 def test_a_runtime_made_after_the_end_of_the_program_ends_too() -> None:

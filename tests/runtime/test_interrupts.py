@@ -134,7 +134,7 @@ STORM = """
     del futures[:], done, future
     assert rt.submit(testing.inc, 1).result() == 2
     testing.wait_until(lambda: not rt.status()["jobs"], rt.status())
-    assert len(rt._engine._jobs.by_number) == 1 and not rt._engine._futures.open and not rt._engine._shield._depth
+    assert not rt._engine.is_busy and not rt._engine._shield._depth
     rt.shutdown()
     print("calm")
 """

@@ -37,6 +37,13 @@ class Callbacks:
             return
         callback(future)  # the future ended in the very moment of the shutdown: no task is kept waiting any more
 
+    def wait(self) -> None:
+        """Returns when those have returned that stand in the queue now, unless called by one."""
+        if self._thread.is_elsewhere:
+            returned = threading.Event()
+            self.call(lambda _: returned.set(), None)
+            returned.wait()
+
     def close(self) -> None:
         """Has the thread end after what is in its queue."""
         with self._lock:

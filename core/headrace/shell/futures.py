@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
+from queue import SimpleQueue
 from typing import Any
 
 from headrace.errors import UnpicklableError
@@ -106,7 +107,7 @@ class _Waiters(list[Any]):
 
 
 class Futures:
-    """The futures of one runtime that are not done. Thread-safe.
+    """The futures of one runtime that are ``open``: not done, or about to hand on their callbacks. Thread-safe.
 
     Args:
         jobs: whose job of futures gets their calls.
@@ -131,6 +132,8 @@ class Futures:
         self.is_running = is_running
         self.callbacks = Callbacks()
         self.open: dict[int, RuntimeFuture] = {}
+        self._watchers: list[SimpleQueue[None]] = []
+        """Of :meth:`wait`. Not a condition: the garbage collector may call a destructor that waits anywhere."""
         self.dropped = Dropped(post)
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RuntimeFuture:
@@ -186,7 +189,7 @@ class Futures:
 
     def finish(self, command: c.FinishFuture, after: After) -> None:
         """The value is here or published."""
-        future = self.open.pop(command.task, None)
+        future = self.open.get(command.task)
         if future is not None:
             job = self._jobs.futures
 
@@ -194,27 +197,31 @@ class Futures:
                 try:
                     value = job.load(command.task)
                 except BaseException as error:  # its unpickling runs users' code, which may raise anything
-                    _resolve(future.set_exception, error)
+                    self._settle(future, future.set_exception, error)
                 else:
-                    _resolve(future.set_result, value)
+                    self._settle(future, future.set_result, value)
                 job.calls.pop(command.task, None)  # who holds the future should not hold its arguments
 
             after.append(resolve)
 
     def fail(self, command: c.FailFuture, after: After) -> None:
         """The task, or one that it depends on, raised or kept taking workers down."""
-        future = self.open.pop(command.task, None)
+        future = self.open.get(command.task)
         if future is not None:
             job, cause = self._jobs.futures, command.cause
             error = job.error(cause, command.deaths)
-            after.append(lambda: _resolve(future.set_exception, error))
+            after.append(lambda: self._settle(future, future.set_exception, error))
 
     def cancel(self, command: c.CancelFuture, after: After) -> None:
         """The task was cancelled before it started."""
-        future = self.open.pop(command.task, None)
+        future = self.open.get(command.task)
         if future is not None:
-            # Not future.cancel(), which would only ask the machine once more.
-            after.append(lambda: Future.cancel(future) and future.set_running_or_notify_cancel())
+
+            def cancel(_: None) -> None:
+                if Future.cancel(future):  # not future.cancel(), which would only ask the machine once more
+                    future.set_running_or_notify_cancel()
+
+            after.append(lambda: self._settle(future, cancel, None))
 
     def forsake(self, error: BaseException) -> Callable[[], None]:
         """Forgets all futures; what is returned fails them, and is to be called outside the lock."""
@@ -222,16 +229,34 @@ class Futures:
 
         def fail() -> None:
             for future in futures:
-                _resolve(future.set_exception, error)
+                self._settle(future, future.set_exception, error)
 
         return fail
 
+    def _settle(self, future: RuntimeFuture, setter: Callable[[Any], None], outcome: Any) -> None:
+        try:
+            setter(outcome)
+        except InvalidStateError:
+            pass  # the program has set a result itself, as nobody keeps it from doing
+        self.open.pop(future._task, None)
+        for left in list(self._watchers):
+            left.put(None)
 
-def _resolve(setter: Callable[[Any], None], outcome: Any) -> None:
-    try:
-        setter(outcome)
-    except InvalidStateError:
-        pass  # the program has set a result itself, as nobody keeps it from doing
+    @property
+    def all_done(self) -> bool:
+        """Whether all have an outcome."""
+        return all(future.done() for future in list(self.open.values()))
+
+    def wait(self) -> None:
+        """Blocks until those that are open now have an outcome, and have handed on their callbacks."""
+        left: SimpleQueue[None] = SimpleQueue()
+        self._watchers.append(left)
+        try:
+            for task in list(self.open):
+                while task in self.open:
+                    left.get()
+        finally:
+            self._watchers.remove(left)
 
 
 def _family(fn: Callable[..., Any]) -> Hashable:

@@ -16,7 +16,8 @@ from typing import Any
 from headrace.program import run_program
 from headrace.task import Call
 
-_NEVER = ("__main__", "builtins")
+_MAIN = ("__main__", "__mp_main__")
+_NEVER = (*_MAIN, "builtins")
 
 
 def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ def _mentioned(fn: Any) -> Iterator[str]:
     code = getattr(fn, "__code__", None)
     if isinstance(code, CodeType):
         yield from _imported(code)
-        if module == "__main__":  # it travels by value, and what it mentions with it
+        if module in _MAIN:  # it travels by value, and what it mentions with it
             yield from _globals(code, fn.__globals__)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ def cloud_dumps(
     obj: object, callback: Callable[[pickle.PickleBuffer], bool], persistent_id: PersistentId | None = None
 ) -> bytes:
     """Pickles by value what cannot be imported; ``callback`` is that of protocol 5's buffers."""
+    if "__mp_main__" in sys.modules:  # cloudpickle knows ``__main__`` by its own name only
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
     with io.BytesIO() as file:
         pickler = _Pickler(file, callback)
         if persistent_id is not None:

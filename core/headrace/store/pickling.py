@@ -1,8 +1,9 @@
 """Turns values into bytes and buffers and back: pickle protocol 5, large buffers out of band.
 
 The C pickler goes first, because it takes a µs where cloudpickle takes ten; cloudpickle comes in for what must travel
-by value: functions and classes of ``__main__``, lambdas, local functions. When nothing works, the culprit is searched
-for (:mod:`headrace.store.culprit`) and named in the error.
+by value: functions and classes of ``__main__``, lambdas, local functions. ``__main__`` is ``__mp_main__`` in children
+that ``multiprocessing`` has spawned. When nothing works, the culprit is searched for (:mod:`headrace.store.culprit`)
+and named in the error.
 """
 
 from __future__ import annotations
@@ -207,10 +208,10 @@ def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], boo
 
 
 def _needs_cloudpickle(data: bytes) -> bool:
-    if b"__main__" in data:
+    if b"__main__" in data or b"__mp_main__" in data:
         return True
     cloudpickle = sys.modules.get("cloudpickle")
-    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+    return cloudpickle is not None and not cloudpickle.list_registry_pickle_by_value() <= {"__mp_main__"}
 
 
 __all__ = ["Packed", "dispatch_table", "estimate_size", "pack", "register_reducer", "registered_reducers", "unpack"]
