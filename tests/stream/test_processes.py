@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from moved_stages import (
     arrays,
@@ -29,8 +30,9 @@ from moved_stages import (
 )
 
 import headrace
-from headrace.errors import UnpicklableError
+from headrace.errors import MustStayHere, UnpicklableError
 from headrace.runtime import Runtime
+from headrace.store.pickling import register_reducer
 
 TIMEOUT_S = 60.0
 
@@ -110,6 +112,19 @@ def test_a_stage_that_cannot_be_pickled_is_an_error(rt: Runtime) -> None:
     stubborn = Stubborn()
     with pytest.raises(UnpicklableError, match="stubborn"):
         rt.submit(lambda items: (sum(items), stubborn), rt.submit(slowly, 5)).result(TIMEOUT_S)
+
+
+def test_what_must_stay_takes_no_process(rt: Runtime) -> None:
+    class Rooted:
+        pass
+
+    def refuse(rooted: Rooted) -> Any:
+        raise MustStayHere("rooted")
+
+    register_reducer(Rooted, refuse)
+    assert rt.submit(lambda rooted: (type(rooted), os.getpid()), Rooted()).result(TIMEOUT_S) == (Rooted, os.getpid())
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert not any("lanes.stages" in command for command in commands)
 
 
 def test_what_stages_say_is_heard_here(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
 
-from headrace.errors import WorkerDied
+from headrace.errors import NOT_STARTED, WorkerDied
 from headrace.lanes.processes.failures import explain_unpicklable
 from headrace.lanes.slots import queued_s
 from headrace.lanes.stages.pool import Pool
@@ -77,6 +77,8 @@ class Moving:
         if forced:
             self.about_to_wait()
             process = self.another(forced)
+            if process is None:
+                raise WorkerDied(key, 1, f"{NOT_STARTED}: no process is left, or the Runtime has ended")
         elif holds_gil(sources, self._live()):
             process = self._process(sources)
         if process is None:
@@ -95,7 +97,7 @@ class Moving:
                 return None
             self.about_to_wait()
             try:
-                while not process.wait_until_ready(_LOOK_S, ending.fd):
+                while not process.wait_until_ready(1.0, ending.fd):
                     if ending.wait(0.0):
                         self.pool.give_back(process)  # for the next stage
                         return None
@@ -127,7 +129,9 @@ class _Ending:
 
     def wait(self, timeout_s: float) -> bool:
         """Whether all have ended, after at most this time."""
-        return bool(select.select([self.fd], [], [], timeout_s)[0])
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000.0))
 
     def __enter__(self) -> _Ending:
         return self
@@ -197,14 +201,17 @@ class _Stage:
             return
         yield from islice(steps_of(rest), made, None)
 
-    def _replace(self, process: StageProcess, death: LostError) -> StageProcess | None:
+    def _replace(self, process: StageProcess, death: LostError) -> StageProcess:
         """After a death: another process, and inputs from the start."""
         self._moving.pool.drop(process)
         self._deaths += 1
         if self._deaths >= self._moving.max_deaths:
             raise WorkerDied(self._key, self._deaths, str(death))
         self._args = self._fresh_args()
-        return self._moving.another(self._forced)
+        another = self._moving.another(self._forced)
+        if another is None:  # what takes processes down shall not run here
+            raise WorkerDied(self._key, self._deaths, str(death))
+        return another
 
     def _stay_here(self, unfit: UnfitError) -> None:
         """The stage can only run here; if it is to run elsewhere, that is an error, unless something says so."""

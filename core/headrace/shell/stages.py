@@ -17,7 +17,7 @@ from time import perf_counter
 from types import AsyncGeneratorType
 from typing import Any
 
-from headrace.errors import StreamError
+from headrace.errors import MustStayHere, StreamError
 from headrace.lanes.slots import Batch, Opening
 from headrace.lanes.stages.pool import Pool
 from headrace.observe import timeline
@@ -118,10 +118,9 @@ class Stages:
     def _stage(self, job: Job, task: int, fn: Callable[..., Any], args: Any) -> tuple[Any, Any]:
         """A stage looks at its producers before it begins, or goes elsewhere in any case (lane ``processes``)."""
         args = [for_task(arg, task) for arg in args]
-        forced = job.lane == "processes"
-        if task - job.base in job.pinned or not (
-            forced or any(stream.source in self._live for stream in streams_in(args))
-        ):
+        streams, index, forced = streams_in(args), task - job.base, job.lane == "processes"
+        stays = index in job.pinned or (not streams and isinstance(job.errors.get(index), MustStayHere))
+        if stays or not (forced or any(stream.source in self._live for stream in streams)):
             return fn, args
         return functools.partial(self._call, task, forced, fn), args
 

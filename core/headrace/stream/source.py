@@ -30,6 +30,7 @@ from headrace.stream.kept import Claim, Kept, Sealed, opened
 
 LONG_S: Final = 0.03
 """After a wait of this length it is looked whether everybody waits in a circle."""
+MOST_PATIENCE_S: Final = 2.0
 CHUNK_BYTES: Final = 64 * 1024
 CHUNK_ITEMS: Final = 1024
 YIELD_EVERY_S: Final = 0.005
@@ -304,11 +305,15 @@ class Source(Kept):
     def _wait(self, bell: SimpleQueue[None]) -> None:
         assert self._surroundings is not None
         self._surroundings.about_to_wait()
-        try:
-            bell.get(timeout=LONG_S)
-        except Empty:
-            self._surroundings.waited_long(self)
-            bell.get()
+        patience_s = LONG_S
+        while True:
+            try:
+                bell.get(timeout=patience_s)
+                return
+            except Empty:
+                self._surroundings.waited_long(self)
+                # A circle may close later, by a stage process that nobody here sees waiting.
+                patience_s = min(2.0 * patience_s, MOST_PATIENCE_S)
 
     def _ring(self) -> None:
         bells = self._bells

@@ -38,6 +38,7 @@ class Receiver:
             wire.HELLO: self._hello,
             wire.FAILED: self._failed,
             wire.UNPICKLABLE: self._unpicklable,
+            wire.STREAMS: self._streams,
             wire.PUBLISHED: self._published,
             wire.REVOKED: self._revoked,
             wire.SAID: lambda peer, task, companion, said: self._host.said(task, companion, said),
@@ -108,6 +109,11 @@ class Receiver:
         key = self._host.key_of(task)
         self._host.fail(task, explain_unpicklable(message, key, RemoteTraceback(trace), must_stay))
         self._host.post(TaskUnpicklable(task, peer.number, must_stay))
+
+    def _streams(self, peer: Peer, task: int) -> None:
+        """Its thread here will find a stage process for it."""
+        peer.at.pop(task, None)
+        self._host.post(TaskUnpicklable(task, peer.number, must_stay=True))
 
     def _published(self, peer: Peer, task: int, parcel: Parcel, reads: bool) -> None:
         self._publications.published(task, peer.number, parcel, reads)

@@ -62,6 +62,7 @@ CLOSED: Final = 38  # (segments (place, offset) of which one map is gone)
 ARENA: Final = 39  # () and the descriptor of the worker's arena
 LEAVING: Final = 40  # (): its queue is done and it was told to stop
 SAID: Final = 41  # (task, companion, bytes): see companions.py
+STREAMS: Final = 42  # (task): its result would be a stream; it has not been begun
 
 # How a result travels with RAN.
 NOTHING: Final = 0  # it stays at the worker

@@ -280,7 +280,7 @@ class Worker:
     def _hand_back(self, task: int) -> None:
         """It makes a stream, and has not begun: that is for a stage process, whose items others read meanwhile."""
         self._holdings.expect_no_more((task,))
-        self._outbox.append((wire.UNPICKLABLE, task, "the result is a stream", "", True))
+        self._outbox.append((wire.STREAMS, task))
 
     def _give_back(self, tasks: list[int]) -> None:
         self._holdings.expect_no_more(tasks)
