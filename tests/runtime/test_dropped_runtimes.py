@@ -171,8 +171,9 @@ def test_a_child_of_multiprocessing_finishes_what_it_submitted(method: str, lane
                 return Number(n + 1)
 
             def child():
+                made = runtime()
                 for n in range(3):
-                    future = runtime().submit(work, Number(n))
+                    future = made.submit(work, Number(n))
                     future.add_done_callback(lambda future: print(type(future.result()) is Number, flush=True))
 
             def runtime():
