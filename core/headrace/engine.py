@@ -70,6 +70,7 @@ class Engine:
         self._retired = False  # the interpreter ends, and graphs of its last destructors run at once
         self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._lock: Any = threading.RLock()  # see _is_deciding
+        self._ended = threading.Condition(self._lock)  # a job, when the interpreter ends
         self._shield = InterruptShield()
         self._machine = self._new_machine()
         self._jobs = Jobs(self.settings.lane, self._bring)
@@ -165,11 +166,9 @@ class Engine:
         rerun: bool,
         keep: bool,
     ) -> list[Any]:
-        if self._is_deciding() or self._retired or sys.is_finalizing():  # then no thread can be started any more
-            if not self._retired:
-                self._check_open()
-            known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
-            return _handed([known[index] for index in graph.outputs], keep)
+        if self._is_deciding() or sys.is_finalizing():  # then no thread can be started any more
+            self._check_open()
+            return self._run_alone(graph, keep)
         level = self._shield.level(self._threads.nested)
         show_loop: Callable[[], None] | None = None
         job: Job | None = None
@@ -185,7 +184,10 @@ class Engine:
                     return _handed([progress.values[index] for index in graph.outputs], keep)
                 graph = rest_of(graph, progress)
             with self._shield:
-                job, event = self._open(graph, lane, limit, observer)
+                opened = self._open(graph, lane, limit, observer)
+            if opened is None:
+                return self._run_alone(graph, keep)
+            job, event = opened
             values = self._outcome(job, graph.outputs, self._drive(job, event), rerun)
             self._collected(job)
         except BaseException:  # Ctrl-C included: without a caller the job is nobody's
@@ -226,9 +228,15 @@ class Engine:
         self._post(e.QuickTasksRan(progress.ran))
         return progress
 
+    def _run_alone(self, graph: Graph, keep: bool) -> list[Any]:
+        """In this thread, with no help of any other."""
+        known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
+        return _handed([known[index] for index in graph.outputs], keep)
+
     def _open(
         self, graph: Graph, lane: str, limit: int | None, observer: Observer | None
-    ) -> tuple[Job, e.JobSubmitted]:
+    ) -> tuple[Job, e.JobSubmitted] | None:
+        """The job of a graph, and the event that tells the machine; None when the interpreter ends."""
         job = Job.of_graph(graph, lane, observer, self._bring)
         outputs: list[int] | range = graph.outputs
         pinned: Collection[int] = graph.pinned
@@ -240,6 +248,8 @@ class Engine:
         job.wanted = set(outputs)
         job.pinned = pinned
         with self._lock:
+            if self._retired:
+                return None
             self._jobs.add(job)
         status.touch()
         event = e.JobSubmitted(
@@ -304,6 +314,8 @@ class Engine:
             with self._lock:
                 if not self._jobs.remove(job):
                     return
+                if self._retired:
+                    self._ended.notify_all()
                 self._processes.forget([job.base + index for index in job.wanted])
             self._threads.drop_closed()
             job.errors.clear()  # the frames of their tracebacks lead back to the job
@@ -343,8 +355,11 @@ class Engine:
             start_aside(self._stop_when_done, "headrace-shutdown")
 
     def retire(self) -> None:
-        """The interpreter ends."""
-        self._retired = True
+        """The interpreter ends. Graphs of threads that go on, or of destructors that are called in them, have a moment
+        to finish."""
+        with self._ended:
+            self._retired = True
+            self._ended.wait_for(lambda: len(self._jobs.by_number) == 1, EXIT_TIMEOUT_S)
         self.shutdown(wait=True)
 
     def finish(self) -> None:
@@ -401,7 +416,7 @@ class Engine:
         status.unregister(self)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed and not self._retired:
             raise RuntimeError("this Runtime has been shut down; create a new one")
         if self._pid != os.getpid():
             raise RuntimeError("this Runtime belongs to the parent process; create one of your own after a fork")
