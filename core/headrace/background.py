@@ -48,14 +48,14 @@ class Background:
         return self._claim.acquire(blocking=False)
 
     @property
-    def is_elsewhere(self) -> bool:
-        """Whether it was started, and is not the current thread."""
-        return self._thread not in (None, threading.current_thread())
+    def is_current(self) -> bool:
+        """Whether this is the current thread."""
+        return self._thread is threading.current_thread()
 
     def join(self, timeout_s: float | None = None) -> None:
         """Waits for its end, if it was started, and unless it is the current thread."""
         thread = self._thread
-        if thread is not None and self.is_elsewhere:
+        if thread is not None and not self.is_current:
             thread.join(timeout_s)
 
 

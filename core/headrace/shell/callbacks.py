@@ -25,12 +25,14 @@ class Callbacks:
         self._lock = threading.RLock()  # a destructor may add a callback at any moment
         self._thread = Background(self._run, "headrace-callbacks")
         self._closed = False
+        self._used = False
 
     def call(self, callback: Callable[[Any], object], future: Any) -> None:
         """Has ``callback(future)`` called soon. What it raises is logged, as ``concurrent.futures`` does."""
         with self._lock:
             closed = self._closed
             if not closed:
+                self._used = True
                 self._queue.put((callback, future))
         if not closed:
             self._thread.start()
@@ -39,7 +41,7 @@ class Callbacks:
 
     def wait(self) -> None:
         """Returns when those have returned that stand in the queue now, unless called by one."""
-        if self._thread.is_elsewhere:
+        if self._used and not self._thread.is_current:  # used: its thread may be just about to be started
             returned = threading.Event()
             self.call(lambda _: returned.set(), None)
             returned.wait()
