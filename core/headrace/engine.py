@@ -184,10 +184,9 @@ class Engine:
                     return _handed([progress.values[index] for index in graph.outputs], keep)
                 graph = rest_of(graph, progress)
             with self._shield:
-                opened = self._open(graph, lane, limit, observer)
-            if opened is None:
+                job, event = self._open(graph, lane, limit, observer)
+            if job is None:
                 return self._run_alone(graph, keep)
-            job, event = opened
             values = self._outcome(job, graph.outputs, self._drive(job, event), rerun)
             self._collected(job)
         except BaseException:  # Ctrl-C included: without a caller the job is nobody's
@@ -235,8 +234,8 @@ class Engine:
 
     def _open(
         self, graph: Graph, lane: str, limit: int | None, observer: Observer | None
-    ) -> tuple[Job, e.JobSubmitted] | None:
-        """The job of a graph, and the event that tells the machine; None when the interpreter ends."""
+    ) -> tuple[Job | None, e.JobSubmitted]:
+        """The job of a graph, None when the interpreter ends; and the event that tells the machine."""
         job = Job.of_graph(graph, lane, observer, self._bring)
         outputs: list[int] | range = graph.outputs
         pinned: Collection[int] = graph.pinned
@@ -248,9 +247,9 @@ class Engine:
         job.wanted = set(outputs)
         job.pinned = pinned
         with self._lock:
-            if self._retired:
-                return None
-            self._jobs.add(job)
+            is_open = not self._retired
+            if is_open:
+                self._jobs.add(job)
         status.touch()
         event = e.JobSubmitted(
             job=job.number,
@@ -266,7 +265,7 @@ class Engine:
             nested=self._threads.nested,
             launch_s=_LAUNCH_S_PER_MODULE * len(sys.modules),
         )
-        return job, event
+        return job if is_open else None, event
 
     def _drive(self, job: Job, event: e.JobSubmitted) -> c.FailJob | None:
         """The caller's part: runs what the machine gives to its slot, and calls the observer, until the job is over."""
