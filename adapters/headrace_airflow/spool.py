@@ -122,7 +122,8 @@ class Reader:
         return Chunk(count, _view(self.fd, offset, length))
 
     def items_so_far(self) -> int:
-        """How many items have been found."""
+        """How many items have been written."""
+        self._look()
         return sum(count for _, _, count in self._found)
 
     def _look(self) -> bool:

@@ -36,6 +36,7 @@ from headrace.sched.state import AWAY, DONE, HERE_QUEUED, OPEN
 from headrace.shell.at_once import Progress, rest_of, run_at_once
 from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures
+from headrace.shell.imports import in_import
 from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Job, Jobs, Observer, Stored
 from headrace.shell.processes import Processes
@@ -236,6 +237,8 @@ class Engine:
         self, graph: Graph, lane: str, limit: int | None, observer: Observer | None
     ) -> tuple[Job | None, e.JobSubmitted]:
         """The job of a graph, None when the interpreter ends; and the event that tells the machine."""
+        if lane in ("auto", "processes") and in_import():
+            lane = "threads"
         job = Job.of_graph(graph, lane, observer, self._bring)
         outputs: list[int] | range = graph.outputs
         pinned: Collection[int] = graph.pinned

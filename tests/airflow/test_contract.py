@@ -64,6 +64,13 @@ def is_gone(pid: int) -> bool:
     return True
 
 
+def pulse_of(airflow: Any) -> psutil.Process:
+    """The process that sends the heartbeats of quiet tasks, once it is up."""
+    wait_until(lambda: processes_of(airflow, "headrace pulse"), timeout_s=60)
+    (pulse,) = processes_of(airflow, "headrace pulse")
+    return pulse
+
+
 def processes_of(airflow: Any, title: str) -> list[psutil.Process]:
     """The processes whose title or command has these words."""
     found = []
@@ -250,7 +257,7 @@ class TestQuiet:
 
     def test_it_goes_on(self, airflow: Any, folder: Path, quiet: tuple[Any, int]) -> None:
         run, pid = quiet
-        (pulse,) = processes_of(airflow, "headrace pulse")
+        pulse = pulse_of(airflow)
         assert not is_gone(pid)
         before = airflow.sql("SELECT last_heartbeat_at FROM task_instance WHERE run_id = :run", run=run.run_id)
         wait_until(
@@ -278,7 +285,7 @@ class TestQuiet:
 
     def test_its_heartbeat_is_killed(self, airflow: Any, folder: Path, quiet: tuple[Any, int]) -> None:
         run, pid = quiet
-        (pulse,) = processes_of(airflow, "headrace pulse")
+        pulse = pulse_of(airflow)
         pulse.kill()
         wait_until(lambda: processes_of(airflow, f"headrace supervisor: {run.dag_id}."), timeout_s=30)
         assert not is_gone(pid)

@@ -31,7 +31,7 @@ OUTCOMES = {
     "is_killed_for_its_memory": ("failed", r"The task was killed by SIGKILL.*peak_memory_mib=[4-9]\d\d"),
     "leaves_a_thread": ("success", r"Post Execute"),
     "raises_oddly": ("failed", r"no exception at all"),
-    "returns_a_generator": ("failed", r"generator can be read only once"),
+    "returns_a_generator": ("success", r"Returned value was: <3 streamed items>"),
     "returns_a_lock": ("failed", r"cannot pickle"),
     "sends_garbage": ("failed", r"supervisor has failed: ValidationError"),
 }

@@ -1,4 +1,5 @@
 """What tasks will import: a new worker imports it before it is announced, so that no task has to wait for it there.
+And whether an import is under way.
 
 Guesses only. What is missed is imported when a task needs it; what is there in vain costs a worker memory, so nothing
 is named that this process has not imported, and of a module's names only those that a function mentions are followed.
@@ -14,6 +15,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from headrace.program import run_program
+from headrace.store.unfinished import is_being_imported
 from headrace.task import Call
 
 _MAIN = ("__main__", "__mp_main__")
@@ -28,7 +30,25 @@ def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:
         if id(fn) not in seen:  # what it is may be foreign: it is neither hashed nor compared
             seen.add(id(fn))
             names.update(_mentioned(fn))
-    return tuple(sorted(name for name in names if name not in _NEVER and name in sys.modules))
+    return tuple(sorted(name for name in names if name not in _NEVER and _is_imported(name)))
+
+
+def _is_imported(name: str) -> bool:
+    return name in sys.modules and not is_being_imported(sys.modules[name])
+
+
+def in_import() -> bool:
+    """Whether the current thread is importing a module, whose own code has called us.
+
+    What it has made so far no worker can import: that would begin with the same call. Here, whoever pickles a function
+    of it in another thread waits for the end of the import, which waits for us.
+    """
+    frame = sys._getframe(1)
+    while (outer := frame.f_back) is not None:
+        if outer.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = outer
+    return False
 
 
 def _functions(calls: Iterable[Call]) -> Iterator[Callable[..., Any]]:

@@ -19,6 +19,7 @@ from headrace.errors import MustStayHere, UnpicklableError
 from headrace.store import arrays, arrow
 from headrace.store.nans import PersistentId, dump_by_name, shows_nan
 from headrace.store.sizes import estimate_size
+from headrace.store.unfinished import is_being_imported
 
 OUT_OF_BAND_FROM: Final = 4096
 """A buffer below this size stays in the byte stream: a page and the bookkeeping for it cost more than its copy."""
@@ -186,14 +187,10 @@ def _look_at_imports() -> None:
             _awaited.pop(names, None)
     for name, make in list(_libraries.items()):
         module = modules.get(name)  # None also stands there for what must not be imported
-        if module is not None and not _is_being_imported(module):
+        if module is not None and not is_being_imported(module):
             _ours.update(make(module))
             _libraries.pop(name, None)
             _made = None
-
-
-def _is_being_imported(module: Any) -> bool:
-    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:

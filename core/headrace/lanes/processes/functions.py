@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 from headrace.companions import States
 from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import Packed, pack
+from headrace.store.unfinished import forbid_unfinished
 
 _MOST_JOBS: Final = 256
 _MOST_FUNCTIONS: Final = 4096
@@ -75,6 +76,7 @@ class Functions:
 
     def _add(self, job: int, fn: Callable[..., Any], variant: int) -> tuple[int, Packed]:
         forbid_hash(fn)
+        forbid_unfinished(fn)
         packed = pack(fn, "function")
         with self._lock:
             # Functions of one job may be as large as they like: forgetting one to send it again would be worse.

@@ -32,6 +32,7 @@ from headrace.lanes.stages.frames import Frames, Input, Large
 from headrace.obituary import describe_exit
 from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import pack
+from headrace.store.unfinished import forbid_unfinished
 from headrace.stream.handle import Stream
 from headrace.stream.kept import opened
 
@@ -122,6 +123,7 @@ class StageProcess:
         try:
             for part in (fn, *args[:1]):  # the call may be that of another function
                 forbid_hash(part)
+                forbid_unfinished(part)
             call = self._exchange.lend(pack((fn, _without_streams(args, streams), kwargs)), self._place)
         except UnpicklableError as error:
             raise UnfitError(str(error), must_stay(error)) from error
