@@ -24,7 +24,7 @@ TEST_ARGS ?=
 OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
 AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
 	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py executor_trouble.py \
-	executor_workloads.py page_airflow.py real_airflow.py xcom_airflow.py)
+	executor_workloads.py page_airflow.py real_airflow.py streams_airflow.py xcom_airflow.py)
 AIRFLOW_OLDEST_TESTS ?= $(addprefix tests/airflow/test_,\
 	base_executor.py contract.py executor_features.py executor_parts.py xcom_rows.py)
 COMPAT_ARGS ?=
