@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import fractions
 import functools
+import importlib
 import pickle
 import subprocess
 import sys
@@ -161,6 +162,12 @@ def test_bytes(kind: type, size: int) -> None:
     back = unpack(data, [bytearray(b) for b in buffers])
     assert type(back) is kind
     assert back == value
+
+
+def test_bytes_after_something_was_pickled_by_value() -> None:
+    importlib.import_module("multiprocessing")  # which makes ``__mp_main__`` another name of ``__main__``
+    pack(lambda: None)
+    assert len(pack(b"x" * BYTES_OUT_OF_BAND_FROM).buffers) == 1
 
 
 def test_small_buffers_stay_in_the_stream() -> None:

@@ -42,8 +42,9 @@ def cloud_dumps(
     obj: object, callback: Callable[[pickle.PickleBuffer], bool], persistent_id: PersistentId | None = None
 ) -> bytes:
     """Pickles by value what cannot be imported; ``callback`` is that of protocol 5's buffers."""
-    if "__mp_main__" in sys.modules:  # cloudpickle knows ``__main__`` by its own name only
-        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
+    main = sys.modules.get("__mp_main__")
+    if main is not None and main.__name__ == "__mp_main__":  # elsewhere it is another name of ``__main__``
+        cloudpickle.register_pickle_by_value(main)  # which cloudpickle knows by that name only
     with io.BytesIO() as file:
         pickler = _Pickler(file, callback)
         if persistent_id is not None:
