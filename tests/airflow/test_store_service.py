@@ -420,9 +420,11 @@ def test_a_forked_child_has_its_own_connection(settings: StoreSettings, client: 
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
-        good = get(client, record) == parts[1] and status(client)["clients"] == 2
-        os.write(theirs, b"y" if good else b"n")
-        os._exit(0)
+        try:
+            good = get(client, record) == parts[1] and status(client)["clients"] == 2
+            os.write(theirs, b"y" if good else b"n")
+        finally:
+            os._exit(0)  # whatever was raised: it must not go on with the other tests
     os.waitpid(child, 0)
     os.close(theirs)
     assert os.read(ours, 1) == b"y"
