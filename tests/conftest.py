@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -109,18 +108,14 @@ def _threads() -> dict[int, str]:
 
 
 def _descriptors() -> dict[str, str]:
-    """Told by what they lead to and how many lead there: what is closed and opened again may get another number."""
-    seen: Counter[str] = Counter()
     found = {}
-    for number in os.listdir("/proc/self/fd"):
+    for name in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{number}")
+            target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # the descriptor of the listing itself
             continue
         if target not in ("/dev/null", "/dev/urandom"):  # libraries keep one of these open for good
-            seen[target] += 1
-            nth = f"{target} ({seen[target]})"
-            found[nth] = nth
+            found[f"{name} {target}"] = f"{name} -> {target}"
     return found
 
 
