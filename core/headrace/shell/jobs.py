@@ -230,6 +230,7 @@ class Jobs:
         """Forgets a job; whether it was known."""
         if self.by_number.pop(job.number, None) is None:
             return False
+        job.stage = plain_stage  # another one leads back to the job
         if job.streams:  # who still makes one shall not think that it will be read
             for index in [index for index, value in list(job.values.items()) if type(value) is Stream]:
                 del job.values[index]
