@@ -1,51 +1,73 @@
-"""A module that computes while it is imported, with functions of its own."""
+"""What a new worker imports before it is announced."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-MODULE = """
 import functools
-import threading
-import time
-from headrace.graph import Graph
-from headrace.runtime import Runtime
+import types
+from collections.abc import Callable
+from typing import Any
 
-def work(base, n):
-    end = time.perf_counter() + 0.02
-    while time.perf_counter() < end:
-        pass
-    return base + n
-
-def numbers():
-    yield from range(5)
-
-def total(items):
-    return sum(items)
-
-with Runtime(lane="{lane}", num_workers=2) as runtime:
-    futures = [runtime.submit(work, 1, n) for n in range(40)]
-    futures += [runtime.submit(functools.partial(work, 1), n) for n in range(3)]
-    futures.append(runtime.submit(total, runtime.submit(numbers)))
-    calls = [(work, (2, n), None, ()) for n in range(60)]
-    graph = Graph(list(range(60)), calls, [()] * 60, ["work"] * 60, list(range(60)))
-    print(sum(runtime.run(graph)), sum(future.result() for future in futures))
-"""
+from headrace import testing
+from headrace.program import run_program
+from headrace.shell.imports import modules_of
+from headrace.task import Call
 
 
-@pytest.mark.parametrize("lane", ["auto", "threads", "processes"])
-def test_a_module_may_compute_while_it_is_imported(lane: str, tmp_path: Path) -> None:
-    (tmp_path / "unfinished.py").write_text(MODULE.format(lane=lane))
-    done = subprocess.run(
-        [sys.executable, "-c", "import unfinished; print('imported')"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == (f"{60 * 2 + 1770} {40 + 780 + 3 + 3 + 10}\nimported\n", "")
+def call(fn: Callable[..., Any], *args: Any) -> Call:
+    return fn, args, None, ()
+
+
+def lazy() -> Any:
+    import colorsys
+    from xml import dom
+
+    return colorsys, dom
+
+
+def never() -> Any:
+    import headrace_that_nobody_has
+
+    return headrace_that_nobody_has
+
+
+def of_main(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function as ``__main__`` would have it."""
+    assert isinstance(fn, types.FunctionType)
+    found = types.FunctionType(fn.__code__, {**fn.__globals__, "__name__": "__main__"})
+    assert found.__module__ == "__main__"
+    return found
+
+
+def mentions_globals() -> Any:
+    return functools.partial(testing.inc, call(len))
+
+
+def test_modules_that_a_function_imports_when_it_runs() -> None:
+    lazy()
+    assert {"colorsys", "xml", "xml.dom", __name__} == set(modules_of([call(lazy)]))
+
+
+def test_only_what_this_process_has_imported() -> None:
+    assert modules_of([call(never)]) == (__name__,)
+
+
+def test_steps_of_programs_and_functions_in_partials() -> None:
+    steps = [call(functools.partial(functools.partial(testing.inc), 1)), call(len)]
+    assert modules_of([call(run_program, steps, (), [])]) == ("headrace.testing",)
+
+
+def test_what_a_function_of_main_mentions_comes_with_it() -> None:
+    assert modules_of([call(mentions_globals)]) == (__name__,)
+    assert set(modules_of([call(of_main(mentions_globals))])) == {"functools", "headrace.testing", __name__}
+
+
+def test_a_callable_that_answers_to_every_name() -> None:
+    class Anything:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def __call__(self) -> None: ...
+
+        __hash__ = None
+
+    assert modules_of([call(Anything())] * 2) == (__name__,)
