@@ -7,13 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import dask.array as da
-import psutil
 import pytest
 from numpy import ndarray
 
 import headrace_dask
 from headrace.store.pickling import pack, unpack
 from headrace.testing import wait_until
+from headrace_airflow.bench.processes import has_ended
 from headrace_airflow.store.client import StoreClient
 from headrace_airflow.store.ledger import Slot
 from headrace_airflow.store.settings import StoreSettings
@@ -27,7 +27,7 @@ def client(tmp_path: Path) -> Iterator[StoreClient]:
         status = found.ask("status")
         found.ask("end")
     assert status is not None
-    wait_until(lambda: not psutil.pid_exists(status["pid"]), "the service's end")
+    wait_until(lambda: has_ended(status["pid"]), "the service's end")
 
 
 @pytest.mark.shares_runtime

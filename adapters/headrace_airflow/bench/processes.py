@@ -205,6 +205,12 @@ def _stat(pid: int) -> Stat | None:
         return None
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, also if nobody has waited for it yet: whoever adopts orphans may take his time."""
+    stat = _stat(pid)
+    return stat is None or stat.is_zombie
+
+
 def _stats() -> Iterator[Stat]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         stat = _stat(int(name))
