@@ -150,6 +150,8 @@ def run_batch(
     measured = batch.measured
     spans = batch.spans
     cpu = width = -1.0
+    if measured:
+        queued_s()  # from here on
     start = perf_counter()
     deadline = start + budget_s
     while pending:
