@@ -23,7 +23,8 @@ class Graph:
     Args:
         keys: the user's names of the tasks, for messages, traces and callbacks.
         calls: the work; ``None`` where the value is already known (see ``literals``).
-        deps: the indices of the tasks whose values the call's holes name, each once.
+        deps: the indices of the tasks whose values the call's holes name, and of others that must be done before, each
+            once.
         families: what groups tasks that behave alike (a dask key prefix, a function).
         outputs: indices of the tasks whose values the caller wants.
         literals: values of the tasks that have no call.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -141,6 +145,130 @@ def test_other_collections_and_failures() -> None:
     parts = headrace_dask.stream(db.from_sequence([1, 0], npartitions=2).map(fail), ordered=True)
     with pytest.raises(ZeroDivisionError):
         list(parts)
+
+
+# ---- how far the graph runs ahead of who reads
+
+BLOCK_BYTES = 100_000
+BUDGET_BYTES = 10 * BLOCK_BYTES
+BLOCKS = 60
+
+
+class Block:
+    """Something large that says how many of its kind there are."""
+
+    nbytes = BLOCK_BYTES
+    lock = threading.Lock()
+    alive = most = 0
+
+    def __init__(self) -> None:
+        with Block.lock:
+            Block.alive += 1
+            Block.most = max(Block.most, Block.alive)
+
+    def __del__(self) -> None:
+        with Block.lock:
+            Block.alive -= 1
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.002)
+
+
+def small_budget() -> Any:
+    return dask.config.set({"headrace.stream_buffer_bytes": BUDGET_BYTES, "headrace.num_workers": 2})
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("lane", ["auto", "inline", "threads"])
+def test_a_slow_reader_slows_down_the_graph(lane: str, ordered: bool) -> None:
+    blocks = db.from_delayed([delayed(lambda: [Block()])() for _ in range(BLOCKS)])
+    gc.collect()
+    before = Block.most = Block.alive
+    with small_budget():
+        for _ in range(2):
+            taken = 0
+            for (block,) in headrace_dask.stream(blocks.map(lambda block: block), ordered=ordered, lane=lane):
+                taken += 1
+                until(lambda: Block.alive - before >= min(8, BLOCKS - taken))  # noqa: B023 - called here only
+                del block
+            assert taken == BLOCKS
+    assert Block.most - before <= 10 + 2
+
+
+def noted_block(number: int, folder: str) -> list[bytes]:
+    (Path(folder) / str(number)).touch()
+    return [bytes(BLOCK_BYTES)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_slow_reader_slows_down_processes(tmp_path: Path, ordered: bool) -> None:
+    """No more is made there than fits either: here it would be seen too late."""
+    blocks = db.from_delayed([delayed(noted_block)(number, str(tmp_path)) for number in range(BLOCKS)])
+    with small_budget():
+        for taken, _ in enumerate(headrace_dask.stream(blocks, ordered=ordered, lane="processes"), 1):
+            until(lambda: len(os.listdir(tmp_path)) >= min(taken + 5, BLOCKS))  # noqa: B023 - called here only
+            assert len(os.listdir(tmp_path)) <= taken + 10
+
+
+def test_the_first_key_may_be_the_last_one_that_is_ready(lane: str) -> None:
+    """In the order of keys, what waits for it stays within the budget, and nothing waits for ever."""
+    ready: list[int] = []
+
+    def work(number: int) -> list[Block]:
+        if number == 0 and lane in ("auto", "threads"):
+            until(lambda: len(ready) >= 5)
+        ready.append(number)
+        return [Block()]
+
+    parts = [delayed(work)(number) for number in range(30)]
+    with small_budget():
+        blocks = headrace_dask.stream(
+            db.from_delayed(parts), ordered=True, lane="inline" if lane == "processes" else lane
+        )
+        del parts
+        next(blocks)
+        assert len(ready) <= 12
+        assert sum(1 for _ in blocks) == 29
+
+
+def test_outputs_that_others_need_are_no_reason_to_wait(lane: str) -> None:
+    """The second one is ready with the first, is larger than the budget, and is due after one that is not begun."""
+    large = delayed(lambda: bytes(2 * BUDGET_BYTES))()
+    with small_budget():
+        first, second, third, fourth = headrace_dask.stream(
+            db.from_delayed(
+                [delayed(lambda x: [len(x)])(large), delayed(lambda: [1])(), large, delayed(lambda: [2])()]
+            ),
+            ordered=True,
+        )
+    assert (first, second, len(third), fourth) == ([2 * BUDGET_BYTES], [1], 2 * BUDGET_BYTES, [2])
+
+
+def test_partitions_that_are_there_already(lane: str) -> None:
+    bag = db.from_sequence(range(40), npartitions=40).map(lambda x: x + 1).persist()
+    with small_budget():
+        assert list(headrace_dask.stream(bag, ordered=True)) == [[x] for x in range(1, 41)]
+
+
+@pytest.mark.parametrize("lane", ["auto", "threads"])
+def test_an_abandoned_iterator_cancels_what_has_not_begun(lane: str) -> None:
+    began: list[int] = []
+
+    def work(number: int) -> list[Block]:
+        began.append(number)
+        return [Block()]
+
+    with small_budget():
+        parts = headrace_dask.stream(db.from_delayed([delayed(work)(number) for number in range(BLOCKS)]), lane=lane)
+        assert len(next(parts)) == 1
+        until(lambda: len(began) >= 9)  # the graph waits for room
+        del parts
+        until(lambda: not any(thread.name == "headrace-dask-stream" for thread in threading.enumerate()))
+        assert len(began) <= 12
 
 
 def test_closing_stops_at_the_next_partition() -> None:

@@ -1,4 +1,4 @@
-"""What streams cost: ``python tests/stream/stream_cost.py`` prints figures beside what the same stages take by themselves.
+"""What streams cost: ``python tests/stream/stream_cost.py`` prints figures beside what the stages take by themselves.
 
 Warm: each figure is the best of several rounds in one runtime, so that processes, if stages move to any, are up.
 """

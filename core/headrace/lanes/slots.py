@@ -7,7 +7,8 @@ in one task.
     commands RunHere ──> mailbox of the slot ──> run_batch ──> events SlotRan / TaskRaised
                                                     ↑ pending tasks ──(stalled: watch thread)──> event SlotStalled
 
-A task whose value is a generator ends its batch, because its thread goes on with that: shell/stages.py.
+A task whose value is a generator ends its batch, because its thread goes on with that; and so does one that is not done
+yet, though it has returned: shell/stages.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 from headrace.background import Background
 from headrace.sched.events import Span
 from headrace.store.schedstat import schedstat_s
-from headrace.stream.handle import STREAMS
+from headrace.stream.handle import AHEAD
 
 WATCH_S = 0.001
 """It is not looked more often than this whether a batch is stuck: a thread that wakes slows down the others, since it
@@ -114,7 +115,7 @@ class Batch:
 
 
 class Opening:
-    """A task whose call has returned a stream, or what becomes one."""
+    """A task whose call has returned a stream, what becomes one, or a gate."""
 
     __slots__ = ("args", "fn", "kwargs", "task", "value")
 
@@ -138,7 +139,8 @@ class Failure(NamedTuple):
 def run_batch(
     job: Values, batch: Batch, budget_s: float, after: Callable[[Span], None] | None = None
 ) -> Failure | Opening | None:
-    """Runs tasks from left to right until the batch is empty, its budget is used up, one raises, or one makes a stream.
+    """Runs tasks from left to right until the batch is empty, its budget is used up, one raises, or one makes a
+    stream or waits for a gate.
 
     What has run stands in ``batch.spans`` then, and what is left in ``batch.pending`` has not been started. Any
     exception of a task, ``SystemExit`` and ``KeyboardInterrupt`` included, is caught and returned: whose it is, is for
@@ -178,7 +180,7 @@ def run_batch(
             value = fn(*args, **kwargs) if kwargs else fn(*args)
         except BaseException as error:
             return Failure(task, error)
-        if type(value) in STREAMS:
+        if type(value) in AHEAD:
             return Opening(task, value, fn, args, kwargs)
         end = perf_counter()
         values[index] = value

@@ -115,6 +115,24 @@ class SlotBlocked(NamedTuple):
     returned: Sequence[int]
 
 
+class TaskDeferred(NamedTuple):
+    """A task has returned a gate, and is done when that opens: ``GateOpened`` follows, or has come first.
+
+    It ends its batch: ``spans`` ran before it, ``returned`` were not started.
+    """
+
+    slot: int
+    task: int
+    spans: Sequence[Span]
+    returned: Sequence[int]
+
+
+class GateOpened(NamedTuple):
+    """The gate that a task has returned is open."""
+
+    task: int
+
+
 class StageBegan(NamedTuple):
     """A task has returned a generator, which is stepped from now on: by its slot's thread (``stays``), or elsewhere.
 
@@ -211,6 +229,8 @@ Event: TypeAlias = (
     | SlotRan
     | SlotStalled
     | SlotBlocked
+    | TaskDeferred
+    | GateOpened
     | StageBegan
     | StreamOpened
     | StageEnded

@@ -77,7 +77,7 @@ class Machine:
         self.solo: Slot | None = None  # the only slot that has been busy since its batch began
         self.wide = 0  # how many slots run wide tasks, and tasks that hold the GIL
         self.gil = 0
-        self.opening: dict[int, Slot | None] = {}  # stage whose stream is not open yet → the slot that steps it, if any
+        self.opening: dict[int, Slot | None] = {}  # stage or gate that is not open yet → the slot at work on it, if any
         self.pumping: dict[Slot, None] = {}  # slots that make open streams, and count as busy
 
         self.workers: dict[int, Worker] = {}
@@ -157,6 +157,8 @@ _HANDLERS: dict[type, Callable[[Machine, Any], None]] = {
     e.SlotRan: here.slot_ran,
     e.SlotStalled: here.slot_stalled,
     e.SlotBlocked: here.slot_blocked,
+    e.TaskDeferred: stages.task_deferred,
+    e.GateOpened: stages.gate_opened,
     e.StageBegan: stages.stage_began,
     e.StreamOpened: stages.stream_opened,
     e.StageEnded: stages.stage_ended,

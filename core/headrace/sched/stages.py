@@ -5,6 +5,8 @@ gets a slot to itself, and never the caller's. One that makes a stream keeps its
 them begin than there are slots; but it *lends* it to what reads a stream and finds none free, and both run.
 
 Stages that wait for each other give their slots away for good, like tasks that wait for futures: ``here.slot_blocked``.
+
+A task that is *deferred* is done when somebody opens its gate, and has no slot meanwhile.
 """
 
 from __future__ import annotations
@@ -54,6 +56,23 @@ def stream_opened(m: Machine, event: e.StreamOpened) -> None:
     if slot is not None and slot.job is task.job and not slot.blocked:
         m.pumping[slot] = None
     done(m, task)
+
+
+def task_deferred(m: Machine, event: e.TaskDeferred) -> None:
+    slot = m.slots.get(event.slot)
+    task = m.tasks.get(event.task)
+    report(m, slot, event.spans, ended=True)
+    if task is not None and task.state == HERE_QUEUED:  # otherwise its gate was open already
+        m.opening[task.id] = None
+    take_back(m, event.returned)
+
+
+def gate_opened(m: Machine, event: e.GateOpened) -> None:
+    m.opening.pop(event.task, None)
+    task = m.tasks.get(event.task)
+    if task is not None and task.state == HERE_QUEUED:
+        task.here = True
+        done(m, task)
 
 
 def stage_ended(m: Machine, event: e.StageEnded) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from headrace.graph import Graph
 from headrace.lanes.slots import Opening
 from headrace.shell.jobs import Stored
-from headrace.stream.handle import NOBODY, STREAMS, Stream, for_task
+from headrace.stream.gate import Gate
+from headrace.stream.handle import AHEAD, NOBODY, Stream, for_task
 
 PATIENCE_S = 0.02
 """So much longer than twice the expected time it may take."""
@@ -66,7 +67,7 @@ def run_at_once(graph: Graph, expected_s: float, buffer_bytes: int) -> Progress:
                     del values[dep]
         else:
             value = fn(*args, **kwargs) if kwargs else fn(*args)
-        if type(value) in STREAMS:
+        if type(value) in AHEAD:
             value, streams = _stream(value, graph, index, args, buffer_bytes), True
         values[index] = value
         if perf_counter() > deadline:
@@ -79,6 +80,9 @@ def run_at_once(graph: Graph, expected_s: float, buffer_bytes: int) -> Progress:
 def _stream(value: Any, graph: Graph, index: int, args: Any, buffer_bytes: int) -> Any:
     if type(value) is Stream:
         return value
+    if type(value) is Gate:
+        value.wait()
+        return None
     from headrace.shell.stages import pulled
 
     call = graph.calls[index]

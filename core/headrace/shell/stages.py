@@ -24,6 +24,7 @@ from headrace.observe import timeline
 from headrace.sched import events as e
 from headrace.shell.jobs import Job, Jobs
 from headrace.shell.moving import Moving, streams_in
+from headrace.stream.gate import Gate
 from headrace.stream.handle import NOBODY, Stream, again, for_task
 from headrace.stream.source import Source
 from headrace.stream.steps import steps_of
@@ -82,14 +83,20 @@ class Stages:
         )
         self._threads: set[threading.Thread] = set()
 
-    def open(self, job: Job, batch: Batch, opening: Opening) -> Callable[[], e.StageEnded | e.StageBegan]:
-        """Makes a stream of what a task has returned.
+    def open(
+        self, job: Job, batch: Batch, opening: Opening
+    ) -> Callable[[], e.StageEnded | e.StageBegan | e.TaskDeferred]:
+        """Makes a stream of what a task has returned, or waits for its gate.
 
         Returns:
             What remains to be done for it in this thread; it returns the event after which the slot is free.
         """
         index, value, slot = opening.task - job.base, opening.value, batch.slot
         in_caller = slot < 0
+        if type(value) is Gate:
+            job.values[index] = None
+            value.when_open(functools.partial(self._gate_opened, job, opening.task))
+            return lambda: e.TaskDeferred(slot, opening.task, batch.take_spans(), batch.end())
         if type(value) is Stream or (job.lane == "inline" and not _is_async(value)):
             name = job.key(index)
             stream = value if type(value) is Stream else pulled(name, self._budget_bytes, opening)
@@ -109,6 +116,14 @@ class Stages:
             return lambda: began
         self._post(began)
         return lambda: self._pump(source, steps, slot, task, key)
+
+    def _gate_opened(self, job: Job, task: int, error: BaseException | None) -> None:
+        opened = e.GateOpened(task)
+        if error is None:
+            self._post(opened)
+        else:
+            job.errors[task - job.base] = error
+            self._post(e.TaskRaised(task, e.HERE), opened)
 
     def serve(self, job: Job) -> None:
         """From now on, those tasks of a job that run in this process are looked at before they begin."""

@@ -166,7 +166,7 @@ class SlotThreads:
         if job.lane == "processes":
             self._stages().serve(job)
         end = self._run_watched(job, batch, command.budget_s)
-        if isinstance(end, (e.StageEnded, e.StageBegan)):
+        if isinstance(end, (e.StageEnded, e.StageBegan, e.TaskDeferred)):
             return self._post(end, slot=slot)
         ran = e.SlotRan(slot, batch.take_spans(), batch.end())
         if type(end) is not Failure:
@@ -184,7 +184,9 @@ class SlotThreads:
             self.stages.abandon(failure.task)
         return self._post(e.TaskRaised(failure.task, e.HERE), ran, slot=slot)
 
-    def _run_watched(self, job: Job, batch: Batch, budget_s: float) -> Failure | e.StageEnded | e.StageBegan | None:
+    def _run_watched(
+        self, job: Job, batch: Batch, budget_s: float
+    ) -> Failure | e.StageEnded | e.StageBegan | e.TaskDeferred | None:
         local, watched = self._local, batch.patience_s > 0.0
         depth = getattr(local, "depth", 0)
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from headrace.errors import MustStayHere, StreamError
 from headrace.store.sizes import weigh
+from headrace.stream.gate import Gate
 from headrace.stream.steps import PRODUCERS, steps_of
 
 if TYPE_CHECKING:  # most programs have no stream
@@ -162,6 +163,8 @@ class Stream(Iterator[Any]):
 
 STREAMS = PRODUCERS | {Stream}
 """The types of values that are streams already, or become one."""
+AHEAD = STREAMS | {Gate}
+"""The types of values that a task returns before it is done."""
 
 
 def for_task(value: Any, task: int) -> Any:
