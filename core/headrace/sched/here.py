@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.heaps import head, is_quick, is_stage, take, tidy
-from headrace.sched.policy import FREE, HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
+from headrace.sched.policy import FREE, HOLDS, PYTHON, QUICK, UNKNOWN, WIDE, saved_s
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, fetch_s, unplace
 
@@ -142,7 +142,7 @@ def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
         measured = not kinds.issubset(PYTHON)
         m.out.append(c.RunHere(slot.id, job.id, batch, QUICK_BUDGET_S, patience_s, measured))
     else:
-        m.out.append(c.RunHere(slot.id, job.id, batch, 0.0, 0.0, kind not in PYTHON))
+        m.out.append(c.RunHere(slot.id, job.id, batch, 0.0, 0.0, kind == FREE or task.family.measured))
     _engage(m, job, slot, kind)
 
 
@@ -349,4 +349,4 @@ def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int, bes
             span = span._replace(wall_s=total / (i - first))
         family.ran_here(span, solo, neighbours, beside, m.inline_below_s)
         if family.kind == HOLDS and family.pending > 1 and family.may_move(m.now):
-            m.regret_s += span.wall_s
+            m.regret_s += saved_s(span.wall_s)

@@ -30,8 +30,13 @@ KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 MOVE_BELOW = 2.0
 """A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
 too, and work in this process that is not measured here."""
-STARVED = 0.7
-"""A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
+MOVING_S = 0.0004
+"""What it costs at least to have a task run at a worker: two messages, its input and its value pickled and unpickled
+(joins of small frames: 0.3 to 0.5 ms)."""
+STARVED, STARVED_MOVED = 0.7, 0.85
+"""A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds; the
+second if workers are known to run it about as fast as this process does alone: then there is a better place."""
+AS_FAST = 1.15
 SHORT_RUNS, SHORT_S = 4, 0.008
 LONG_RUNS, LONG_S = 2, 0.060
 """So many runs beside others, with so many seconds in all, are enough to say so."""
@@ -112,12 +117,13 @@ class Family:
         wall, cpu = span.wall_s, span.cpu_s
         if self.kind == HOLDS:
             self._doubt(wall)
+            if solo and cpu >= 0.0:
+                self._ran_alone(wall, cpu)
             if self.remote_s > MOVE_BELOW * self.wall_s:
                 self.remote_s *= FORGET
         elif cpu >= 0.0:
             if solo:
-                self.solo_wall = 0.5 * self.solo_wall + wall
-                self.solo_cpu = 0.5 * self.solo_cpu + cpu
+                self._ran_alone(wall, cpu)
                 if wall > WIDTH_FROM_S:
                     self.width = span.width if self.width == 0.0 else 0.5 * (self.width + span.width)
             elif neighbours:
@@ -134,6 +140,16 @@ class Family:
             self.kind = QUICK
         elif self.kind != HOLDS:
             self.kind = self._slow_kind(neighbours)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the CPU time of a task that runs by itself is of use. What is known to hold the GIL is measured until
+        it has been seen alone: then it can be told better, when it has to prove it again."""
+        return self.kind not in PYTHON or (self.kind == HOLDS and self.solo_cpu == 0.0)
+
+    def _ran_alone(self, wall: float, cpu: float) -> None:
+        self.solo_wall = 0.5 * self.solo_wall + wall
+        self.solo_cpu = 0.5 * self.solo_cpu + cpu
 
     def _doubt(self, wall: float) -> None:
         """A verdict may be wrong, or out of date: every now and then the family has to prove it again."""
@@ -206,7 +222,8 @@ class Family:
             return FREE
         share = self.shared_cpu / wall
         if self.solo_wall > 0.0:
-            starved = share < STARVED * self.solo_cpu / self.solo_wall
+            moves_well = 0.0 < self.remote_s < AS_FAST * self.wall_s
+            starved = share < (STARVED_MOVED if moves_well else STARVED) * self.solo_cpu / self.solo_wall
         else:
             # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O
             # gets anything.
@@ -222,6 +239,11 @@ class Family:
             self.width = WIDE_ENTER
             return WIDE
         return HOLDS if starved else FREE
+
+
+def saved_s(wall_s: float) -> float:
+    """What a worker saves this process at most if it runs a task that takes so long here."""
+    return max(0.0, wall_s - MOVING_S)
 
 
 def judge(moved: Iterable[Family], serial_s: float, took_s: float, now: float) -> None:
