@@ -112,6 +112,7 @@ class HeadraceExecutor(BaseExecutor):
 
     def start(self) -> None:
         """Finds or starts the daemon."""
+        internals.connect_anew()
         self._daemon = client.connect_or_launch(
             self.place, self.settings, self.log_file, "scheduler", environ=_environment(), store=_store()
         )

@@ -4,7 +4,7 @@
     supervisor  run_workload
     pulse       heartbeats
     zygote      forbid_database, hold_parsed, reseed, run_task
-    scheduler   wake_key, assigns_ids, is_task, state_class, no_longer_running
+    scheduler   connect_anew, wake_key, assigns_ids, is_task, state_class, no_longer_running
 
 Nothing is imported from Airflow before it is needed: the daemon and the command line stay small.
 """
@@ -283,11 +283,11 @@ def reseed() -> None:
         numpy_random.seed()
 
 
-def run_ahead(operator: Any, feeds: Any, task: Channel, tell: Any) -> NoReturn:
+def run_ahead(operator: Any, feeds: Any, task: Channel, tell: Any, first: int | None) -> NoReturn:
     """In the process: see ``ahead.run``."""
     from headrace_airflow import ahead
 
-    ahead.run(operator, feeds, task, tell)
+    ahead.run(operator, feeds, task, tell, first)
 
 
 def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell: Any) -> NoReturn:
@@ -362,6 +362,19 @@ def _target(message: Message) -> Callable[[], None]:
 
 
 # --- scheduler ---
+
+
+def connect_anew() -> None:
+    """Has this process share no connection to the database with the processes that it has forked.
+
+    The scheduler has forked a server of logs by now, with a copy of the one connection that it goes on using. That
+    server lives on when the scheduler is killed, so the connection would stay open, and with it the transaction that it
+    was in: a run whose row is locked there is passed over by every other scheduler.
+    """
+    from airflow import settings
+
+    if settings.engine is not None:
+        settings.engine.dispose()
 
 
 def wake_key() -> Any:

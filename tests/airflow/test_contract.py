@@ -21,6 +21,7 @@ import pytest
 from headrace.testing import wait_until
 from headrace_airflow import client, places
 from headrace_airflow.bench.measures import measure
+from headrace_airflow.bench.processes import has_ended
 from headrace_airflow.bench.records import Cell
 from headrace_airflow.bench.workloads import BY_NAME, Workload
 from headrace_airflow.bench.workloads import DAGS as BENCH_DAGS
@@ -56,12 +57,6 @@ def pid_in(line: str) -> int:
     found = re.search(r"pid (\d+)", line)
     assert found
     return int(found[1])
-
-
-def is_gone(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    return True
 
 
 def pulse_of(airflow: Any) -> psutil.Process:
@@ -126,11 +121,27 @@ def connected(airflow: Any) -> Iterator[Channel]:
         channel.close()
 
 
+def kill_scheduler(airflow: Any, postgres: Any) -> None:
+    """SIGKILL for the scheduler alone. Its connections have to end with it: what they have locked would stay locked."""
+    scheduler = psutil.Process(airflow.components["scheduler"].pid)
+    ports: set[int] = set()
+
+    def is_connected() -> bool:
+        connections = scheduler.net_connections("tcp")
+        ports.update(c.laddr.port for c in connections if c.raddr and c.raddr.port == postgres.port)
+        return bool(ports)
+
+    wait_until(is_connected, "the scheduler's connection to the database")
+    airflow.kill("scheduler")
+    query = "SELECT client_port FROM pg_stat_activity WHERE client_port > 0"
+    wait_until(lambda: not ports & {row[0] for row in airflow.sql(query)}, "the end of the scheduler's connections")
+
+
 class TestSchedulerKilled:
-    def test_the_same_try_goes_on_and_nothing_runs_twice(self, airflow: Any, folder: Path) -> None:
+    def test_the_same_try_goes_on_and_nothing_runs_twice(self, airflow: Any, postgres: Any, folder: Path) -> None:
         run = airflow.trigger("gated", {"folder": str(folder), "count": 3})
         begun = said(folder, 3)
-        airflow.kill("scheduler")
+        kill_scheduler(airflow, postgres)
         airflow.start("scheduler")
         wait_until(lambda: owners(airflow, run) == {newest_scheduler(airflow)}, timeout_s=60)
         assert {task.state for task in airflow.tasks(run) if task.task_id == "work"} == {"running"}
@@ -140,13 +151,13 @@ class TestSchedulerKilled:
         assert {(task.state, task.try_number) for task in airflow.tasks(run)} == {("success", 1)}
         assert airflow.xcom(run, "total") == 3
 
-    def test_what_ended_while_there_was_none_counts(self, airflow: Any, folder: Path) -> None:
+    def test_what_ended_while_there_was_none_counts(self, airflow: Any, postgres: Any, folder: Path) -> None:
         run = airflow.trigger("gated", {"folder": str(folder), "count": 2})
         begun = said(folder, 2)
-        airflow.kill("scheduler")
+        kill_scheduler(airflow, postgres)
         (folder / "gate").touch()
         for line in begun:
-            wait_until(lambda line=line: is_gone(pid_in(line)), timeout_s=60)
+            wait_until(lambda line=line: has_ended(pid_in(line)), timeout_s=60)
         airflow.start("scheduler")
         assert airflow.wait(run).state == "success"
         assert said(folder) == begun
@@ -198,7 +209,7 @@ class TestProcessKilled:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
         pid = pid_in(said(folder)[0])
         supervisor_of(airflow, run).kill()
-        wait_until(lambda: is_gone(pid), timeout_s=5)
+        wait_until(lambda: has_ended(pid), timeout_s=5)
         lines = said(folder, 2)
         assert [line.split(" pid")[0] for line in lines] == ["try 1", "try 2"]
         assert airflow.wait(run).state == "success"
@@ -209,7 +220,7 @@ class TestProcessKilled:
         zygote = psutil.Process(pid).parent()
         assert zygote is not None
         zygote.kill()
-        wait_until(lambda: is_gone(pid), timeout_s=5)
+        wait_until(lambda: has_ended(pid), timeout_s=5)
         said(folder, 2)
         assert airflow.wait(run).state == "success"
 
@@ -217,7 +228,7 @@ class TestProcessKilled:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
         pid = pid_in(said(folder)[0])
         origin_of(airflow).kill()
-        wait_until(lambda: is_gone(pid), timeout_s=5)
+        wait_until(lambda: has_ended(pid), timeout_s=5)
         said(folder, 2)
         assert airflow.wait(run).state == "success"
 
@@ -228,8 +239,8 @@ class TestProcessKilled:
         below = daemon.children(recursive=True)
         daemon.kill()
         for process in below:
-            wait_until(lambda process=process: is_gone(process.pid), timeout_s=10)
-        assert is_gone(pid)
+            wait_until(lambda process=process: has_ended(process.pid), timeout_s=10)
+        assert has_ended(pid)
         said(folder, 2)
         assert airflow.wait(run).state == "success"
         assert daemon_of(airflow) != daemon
@@ -258,7 +269,7 @@ class TestQuiet:
     def test_it_goes_on(self, airflow: Any, folder: Path, quiet: tuple[Any, int]) -> None:
         run, pid = quiet
         pulse = pulse_of(airflow)
-        assert not is_gone(pid)
+        assert not has_ended(pid)
         before = airflow.sql("SELECT last_heartbeat_at FROM task_instance WHERE run_id = :run", run=run.run_id)
         wait_until(
             lambda: (
@@ -269,12 +280,12 @@ class TestQuiet:
         (folder / "gate").touch()
         assert airflow.wait(run).state == "success"
         assert "the work has begun" in airflow.log(run, "work")
-        wait_until(lambda: is_gone(pulse.pid), timeout_s=60)
+        wait_until(lambda: has_ended(pulse.pid), timeout_s=60)
 
     def test_it_is_marked_failed(self, airflow: Any, quiet: tuple[Any, int]) -> None:
         run, pid = quiet
         mark_failed(airflow, run, "work")
-        wait_until(lambda: is_gone(pid), timeout_s=20)
+        wait_until(lambda: has_ended(pid), timeout_s=20)
         assert airflow.wait(run).state == "failed"
 
     def test_it_is_killed(self, airflow: Any, quiet: tuple[Any, int]) -> None:
@@ -288,7 +299,7 @@ class TestQuiet:
         pulse = pulse_of(airflow)
         pulse.kill()
         wait_until(lambda: processes_of(airflow, f"headrace supervisor: {run.dag_id}."), timeout_s=30)
-        assert not is_gone(pid)
+        assert not has_ended(pid)
         (folder / "gate").touch()
         assert airflow.wait(run).state == "success"
 
@@ -299,7 +310,7 @@ class TestMarkedFailed:
         pid = pid_in(said(folder)[0])
         mark_failed(airflow, run, "work")
         marked = time.monotonic()
-        wait_until(lambda: is_gone(pid), timeout_s=10)
+        wait_until(lambda: has_ended(pid), timeout_s=10)
         assert time.monotonic() - marked < 4  # about 1 s, but for a busy machine
         assert airflow.wait(run).state == "failed"
 
@@ -307,9 +318,9 @@ class TestMarkedFailed:
         run = airflow.trigger("tidies", {"folder": str(folder)})
         line = said(folder)[0]
         mark_failed(airflow, run, "tidy")
-        wait_until(lambda: is_gone(pid_in(line)), timeout_s=15)
+        wait_until(lambda: has_ended(pid_in(line)), timeout_s=15)
         assert said(folder, 2)[1] == "tidied"
-        assert is_gone(int(line.split()[1]))
+        assert has_ended(int(line.split()[1]))
 
     def test_revoking_it_ends_the_process_too(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
@@ -317,7 +328,7 @@ class TestMarkedFailed:
         (submission,) = airflow.sql("SELECT external_executor_id FROM task_instance WHERE run_id = :r", r=run.run_id)[0]
         with connected(airflow) as channel:
             channel.send({"t": "revoke", "id": submission})
-            wait_until(lambda: is_gone(pid), timeout_s=10)
+            wait_until(lambda: has_ended(pid), timeout_s=10)
         assert airflow.wait(run).state == "success"  # to its own scheduler it was killed: it is tried again
 
     def test_takes_what_bash_has_started(self, airflow: Any, folder: Path) -> None:
@@ -326,7 +337,7 @@ class TestMarkedFailed:
         wait_until(bash.children, timeout_s=10)
         (sleep,) = bash.children()
         mark_failed(airflow, run, "sleep")
-        wait_until(lambda: is_gone(bash.pid) and is_gone(sleep.pid), timeout_s=15)
+        wait_until(lambda: has_ended(bash.pid) and has_ended(sleep.pid), timeout_s=15)
 
 
 class TestNeeds:
@@ -404,7 +415,7 @@ class TestAway:
         postgres.restart()
         (folder / "gate").touch()
         for line in begun:
-            wait_until(lambda line=line: is_gone(pid_in(line)), timeout_s=60)
+            wait_until(lambda line=line: has_ended(pid_in(line)), timeout_s=60)
         for name in list(airflow.components):
             # Some of Airflow's own components end when their database does; whoever runs them starts them again.
             if airflow.components[name].wait(3.0):
@@ -443,7 +454,7 @@ def test_a_scheduler_may_leave_its_tasks_to_the_next_and_nothing_stays_for_ever(
     run = airflow.trigger("gated_once", {"folder": str(folder)})
     begun = said(folder)
     airflow.stop("scheduler")
-    assert not is_gone(pid_in(begun[0]))
+    assert not has_ended(pid_in(begun[0]))
     airflow.start("scheduler")
     (folder / "gate").touch()
     assert airflow.wait(run).state == "success"
@@ -452,7 +463,7 @@ def test_a_scheduler_may_leave_its_tasks_to_the_next_and_nothing_stays_for_ever(
     daemon = daemon_of(airflow)
     below = daemon.children(recursive=True)
     airflow.stop("scheduler")
-    wait_until(lambda: all(is_gone(process.pid) for process in [daemon, *below]), timeout_s=60)
+    wait_until(lambda: all(has_ended(process.pid) for process in [daemon, *below]), timeout_s=60)
     assert not list(airflow.home.temporary.glob("headrace-*"))
 
 
