@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from headrace.obituary import describe_exit
-from headrace_airflow import admission, load, places, processes, sources, speculation, wire
+from headrace_airflow import admission, load, places, processes, speculation, wire
 from headrace_airflow.admission import BARE, Admission, Limits
 from headrace_airflow.forks import Child, Forks
 from headrace_airflow.hosted_store import HostedStore
@@ -36,6 +36,7 @@ from headrace_airflow.loop import Loop
 from headrace_airflow.parking import Parking
 from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Channel, Message
+from headrace_airflow.zygotes import Zygotes
 
 PROTOCOL: Final = 1
 _EAGER_TICK_S: Final = 0.25
@@ -69,14 +70,6 @@ class _Task:
     started: float | None = None
 
 
-@dataclass(slots=True)
-class _Zygote:
-    child: Child
-    file: admission.FileKey | None
-    sources: sources.Sources = field(default_factory=list)
-    unfit: str = ""
-
-
 class Daemon:
     """Owns every connection and carries out what ``Admission`` decides."""
 
@@ -93,7 +86,6 @@ class Daemon:
         self._tasks: dict[str, _Task] = {}
         self._ends: dict[str, Message] = {}
         """How the last workloads ended."""
-        self._zygotes: dict[int, _Zygote] = {}
         self._supervisors: list[_Supervisor] = []
         self._parking = Parking(self._loop, self._start_pulse, self._resume)
         self._load = load.Load()
@@ -102,7 +94,8 @@ class Daemon:
         self._stopping = False
         self._listener = self._listen()
         self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
-        self._start_zygote(BARE, None)
+        self._zygotes = Zygotes(self._forks, self._loop, self._handle, _log)
+        self._zygotes.start(BARE, None)
 
     # --- life ---
 
@@ -242,7 +235,7 @@ class Daemon:
 
     def _evict(self) -> int:
         """Has every parsed DAG file be parsed again."""
-        held = [number for number in self._zygotes if number != BARE]
+        held = self._zygotes.with_files()
         for number in held:
             self._handle(admission.SourcesChanged(number, ""))
         return len(held)
@@ -263,10 +256,7 @@ class Daemon:
                 {"state": ahead.state, "instance": list(ahead.offer.instance)}
                 for ahead in self._machine.ahead.known.values()
             ],
-            "zygotes": [
-                {"pid": z.child.pid, "file": z.file, "unfit": z.unfit, "sources": len(z.sources)}
-                for z in self._zygotes.values()
-            ],
+            "zygotes": self._zygotes.describe(),
         }
 
     def _describe(self, key: str, task: _Task) -> Message:
@@ -299,13 +289,13 @@ class Daemon:
     def _perform(self, command: admission.Command) -> admission.Event | None:
         match command:
             case admission.StartTask(key, number, ahead):
-                if stale := self._stale(self._tasks[key], number):
+                if stale := self._stale(self._tasks[key]):
                     return admission.SourcesChanged(stale, key)
                 self._start_task(key, number, ahead)
             case speculation.RunAhead(id, number):
-                self._tell_zygote(number, {"t": "ahead", "id": id})
+                self._zygotes.send(number, {"t": "ahead", "id": id})
             case speculation.StopAhead(id, number):
-                self._tell_zygote(number, {"t": "discard", "id": id})
+                self._zygotes.send(number, {"t": "discard", "id": id})
             case admission.DropTask(key):
                 self._end(key, {"dropped": True, "ok": False})
             case admission.KillTask(key):
@@ -314,20 +304,16 @@ class Daemon:
                 elif key in self._parking:
                     self._end_parked(key)
             case admission.StartZygote(number, file):
-                self._start_zygote(number, file)
+                self._zygotes.start(number, file)
             case admission.StopZygote(number):
-                if zygote := self._zygotes.pop(number, None):
-                    self._loop.forget(zygote.child.channel)
+                self._zygotes.stop(number)
         return None
 
-    def _stale(self, task: _Task, number: int) -> int:
-        """The number of the zygote whose sources have changed, of those that this task concerns; 0: none."""
-        if (file := task.message.get("file")) is None:
-            return 0
-        held = self._machine.zygotes.get(tuple(file))
-        if held is None or held.state == "parsing" or (zygote := self._zygotes.get(held.number)) is None:
-            return 0
-        return held.number if sources.changed(zygote.sources) else 0
+    def _stale(self, task: _Task) -> int:
+        """The number of the zygote that holds the task's file as it no longer is; 0: there is none."""
+        file = task.message.get("file")
+        held = self._machine.zygotes.get(tuple(file)) if file else None
+        return held.number if held is not None and self._zygotes.is_stale(held.number) else 0
 
     # --- supervisors ---
 
@@ -339,7 +325,7 @@ class Daemon:
         with for_zygote, for_supervisor:
             cpus = task.message.get("cpus") or self._settings.cpus
             serve = {"t": "serve", "id": key, "instance": _instance(task.message), "cpus": cpus, "ahead": ahead}
-            self._zygotes[number].child.channel.send(serve, [for_zygote.fileno()])
+            self._zygotes.send(number, serve, [for_zygote.fileno()])
             run = {name: task.message[name] for name in ("name", "workload", "server")}
             supervisor.child.channel.send({"t": "run", **run}, [for_supervisor.fileno()])
 
@@ -432,67 +418,14 @@ class Daemon:
         if task.owner is not None:
             task.owner.send(message)
 
-    # --- zygotes and origin ---
-
-    def _start_zygote(self, number: int, file: admission.FileKey | None) -> None:
-        child = self._forks.fork(
-            "zygote",
-            lambda message, _fds: self._hear_zygote(number, message),
-            lambda code: self._zygote_exited(number, child, code),
-        )
-        self._zygotes[number] = _Zygote(child, file)
-        child.channel.send({"t": "parse", "file": file})
-
-    def _hear_zygote(self, number: int, message: Message) -> None:
-        if (zygote := self._zygotes.get(number)) is None:
-            return
-        match message["t"]:
-            case "parsed":
-                self._zygote_parsed(number, zygote, message)
-            case "offer":
-                self._handle(
-                    speculation.ConsumerOffered(
-                        message["id"], speculation.Instance(*message["instance"]), number,
-                        frozenset(message["feeders"]), message["cpus"], message["memory_bytes"],
-                    )
-                )  # fmt: skip
-            case "ahead":
-                gone = message["state"] == "gone"
-                self._handle((speculation.AheadGone if gone else speculation.AheadDone)(message["id"]))
-
-    def _tell_zygote(self, number: int, message: Message) -> None:
-        if (zygote := self._zygotes.get(number)) is not None:
-            zygote.child.channel.send(message)
-
-    def _zygote_parsed(self, number: int, zygote: _Zygote, message: Message) -> None:
-        zygote.sources = [(path, state) for path, state in message["sources"]]
-        zygote.unfit = message["unfit"]
-        if zygote.unfit:
-            _log(f"tasks of {zygote.file} parse for themselves: {zygote.unfit}")
-        self._handle((admission.ZygoteUnfit if zygote.unfit else admission.ZygoteReady)(number))
-
-    def _zygote_exited(self, number: int, child: Child, code: int) -> None:
-        zygote = self._zygotes.get(number)
-        if zygote is None or zygote.child is not child or zygote.unfit:
-            return
-        _log(f"the zygote of {zygote.file} ended by itself: {describe_exit(code)}")
-        if number == BARE:
-            if self._forks.ready:
-                self._start_zygote(BARE, None)
-            return
-        known = self._machine.zygotes.get(zygote.file) if zygote.file else None
-        if known is not None and known.state == "parsing":
-            zygote.unfit = f"parsing it ended the process: {describe_exit(code)}"
-        else:
-            del self._zygotes[number]
-        self._handle(admission.ZygoteDied(number))
+    # --- origin ---
 
     def _origin_lost(self, code: int) -> None:
         _log(f"the origin ended by itself: {describe_exit(code)}")
         if self._stopping:
             return
         if self._forks.alive:
-            self._start_zygote(BARE, None)
+            self._zygotes.start(BARE, None)
             return
         info = "Airflow could not be imported by the node daemon's origin; see its log"
         for key in list(self._tasks):

@@ -1,0 +1,124 @@
+"""The daemon's view of the zygotes: starts them, speaks with them, and hears what became of their files.
+
+    Zygotes ──{"t": "parse", file} / serve / ahead / discard──▶ zygote (zygote.py)
+       │    ◀──parsed / offer / ahead──
+       └── events ──▶ Admission, which decides what follows from them
+
+A zygote that cannot hold its file ends, but is remembered: until the file changes its tasks parse for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from headrace.obituary import describe_exit
+from headrace_airflow import admission, sources, speculation
+from headrace_airflow.admission import BARE
+from headrace_airflow.forks import Child, Forks
+from headrace_airflow.loop import Loop
+from headrace_airflow.wire import Message
+
+
+@dataclass(slots=True)
+class _Zygote:
+    child: Child
+    file: admission.FileKey | None
+    parsed: bool = False
+    sources: sources.Sources = field(default_factory=list)
+    unfit: str = ""
+
+
+class Zygotes:
+    """Every zygote of the node, by its number; ``BARE`` is the one without a file, which is always there.
+
+    Args:
+        forks: makes their processes.
+        loop: where they are heard.
+        handle: takes what happened to them.
+        log: where to say what concerns no single task.
+    """
+
+    def __init__(
+        self, forks: Forks, loop: Loop, handle: Callable[[admission.Event], None], log: Callable[[str], None]
+    ) -> None:
+        self._forks = forks
+        self._loop = loop
+        self._handle = handle
+        self._log = log
+        self._known: dict[int, _Zygote] = {}
+
+    def start(self, number: int, file: admission.FileKey | None) -> None:
+        child = self._forks.fork(
+            "zygote",
+            lambda message, _fds: self._hear(number, message),
+            lambda code: self._exited(number, child, code),
+        )
+        self._known[number] = _Zygote(child, file)
+        child.channel.send({"t": "parse", "file": file})
+
+    def stop(self, number: int) -> None:
+        """Forgets one; it ends when it has nothing left to serve."""
+        if zygote := self._known.pop(number, None):
+            self._loop.forget(zygote.child.channel)
+
+    def send(self, number: int, message: Message, fds: Sequence[int] = ()) -> None:
+        """Sends a message; if the zygote is gone nothing, and whoever waits at the other end of ``fds`` sees that."""
+        if (zygote := self._known.get(number)) is not None:
+            zygote.child.channel.send(message, fds)
+
+    def with_files(self) -> list[int]:
+        """The numbers of those that are for a file."""
+        return [number for number in self._known if number != BARE]
+
+    def is_stale(self, number: int) -> bool:
+        """Whether what a zygote was made from has changed since; not while it is being made."""
+        zygote = self._known.get(number)
+        return zygote is not None and zygote.parsed and sources.changed(zygote.sources) is not None
+
+    def describe(self) -> list[Message]:
+        """For people."""
+        return [
+            {"pid": z.child.pid, "file": z.file, "unfit": z.unfit, "sources": len(z.sources)}
+            for z in self._known.values()
+        ]
+
+    def _hear(self, number: int, message: Message) -> None:
+        if (zygote := self._known.get(number)) is None:
+            return
+        match message["t"]:
+            case "parsed":
+                self._note_parsed(number, zygote, message)
+            case "offer":
+                self._handle(
+                    speculation.ConsumerOffered(
+                        message["id"], speculation.Instance(*message["instance"]), number,
+                        frozenset(message["feeders"]), message["cpus"], message["memory_bytes"],
+                    )
+                )  # fmt: skip
+            case "ahead":
+                gone = message["state"] == "gone"
+                self._handle((speculation.AheadGone if gone else speculation.AheadDone)(message["id"]))
+
+    def _note_parsed(self, number: int, zygote: _Zygote, message: Message) -> None:
+        zygote.parsed = True
+        zygote.sources = [(path, state) for path, state in message["sources"]]
+        zygote.unfit = message["unfit"]
+        if zygote.unfit:
+            self._log(f"tasks of {zygote.file} parse for themselves: {zygote.unfit}")
+        self._handle((admission.ZygoteUnfit if zygote.unfit else admission.ZygoteReady)(number))
+
+    def _exited(self, number: int, child: Child, code: int) -> None:
+        zygote = self._known.get(number)
+        if zygote is None or zygote.child is not child or zygote.unfit:
+            return
+        self._log(f"the zygote of {zygote.file} ended by itself: {describe_exit(code)}")
+        if number == BARE:
+            if self._forks.ready:
+                self.start(BARE, None)
+            return
+        if zygote.parsed:
+            del self._known[number]
+        else:
+            zygote.unfit = f"parsing it ended the process: {describe_exit(code)}"
+        self._handle(admission.ZygoteDied(number))
