@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from headrace.testing import wait_until
 from headrace_airflow import client, places
 from headrace_airflow.bench.client import DagRun
+from headrace_airflow.bench.processes import has_ended
 
 pytestmark = pytest.mark.shares_runtime
 
@@ -26,7 +28,6 @@ OUTCOMES = {
     "crashes": ("failed", r"The task was killed by SIGSEGV"),
     "exits": ("failed", r"exited abnormally.*exit_code=3"),
     "finds_no_memory": ("failed", r"MemoryError"),
-    "floods": ("success", r"x{1000000}"),
     "forks_and_returns_twice": ("success", r"Post Execute"),
     "is_killed_for_its_memory": ("failed", r"The task was killed by SIGKILL.*peak_memory_mib=[4-9]\d\d"),
     "leaves_a_thread": ("success", r"Post Execute"),
@@ -35,6 +36,9 @@ OUTCOMES = {
     "returns_a_lock": ("failed", r"cannot pickle"),
     "sends_garbage": ("failed", r"supervisor has failed: ValidationError"),
 }
+
+FLOOD_BYTES = 200 << 20
+"""What ``floods`` writes without a newline."""
 
 AT_IMPORT = """
 import sys, threading, time
@@ -82,14 +86,19 @@ def group_of(pid: int) -> int:
 
 class TestTasks:
     def test_that_is_all(self, airflow: Any, misbehaved: Any) -> None:
-        assert {task.name: task.state for task in airflow.tasks(misbehaved)} == {
-            name: state for name, (state, _) in OUTCOMES.items()
-        }
+        expected = {"floods": "success", **{name: state for name, (state, _) in OUTCOMES.items()}}
+        assert {task.name: task.state for task in airflow.tasks(misbehaved)} == expected
 
     @pytest.mark.parametrize("name", OUTCOMES)
     def test_say_what_became_of_them(self, airflow: Any, misbehaved: Any, name: str) -> None:
         log = airflow.log(misbehaved, name)
         assert re.search(OUTCOMES[name][1], log, re.DOTALL), log[-3000:]
+
+    def test_have_all_that_they_wrote_in_their_logs(self, airflow: Any, misbehaved: Any) -> None:
+        folder = airflow.home.folder / "logs" / f"dag_id={misbehaved.dag_id}" / f"run_id={misbehaved.run_id}"
+        with open(folder / "task_id=floods" / "attempt=1.log", "rb") as log:
+            written = [found[1] for line in log if (found := re.search(rb'"event": ?"(x+)"', line))]
+        assert sum(map(len, written)) == FLOOD_BYTES
 
     def test_leave_nothing_behind(self, airflow: Any, misbehaved: Any) -> None:
         groups = {task.pid for task in airflow.tasks(misbehaved)}
@@ -124,7 +133,7 @@ def test_a_task_that_ignores_sigterm_ends_all_the_same(airflow: Any, tmp_path: P
     task = airflow.wait_for_task(run, "ignores_sigterm", {"running"})
     wait_until((tmp_path / "said").exists, timeout_s=30)
     airflow.api.request("PATCH", f"{run.path}/taskInstances/ignores_sigterm", json={"new_state": "failed"})
-    wait_until(lambda: not psutil.pid_exists(task.pid), timeout_s=30)
+    wait_until(lambda: has_ended(task.pid), timeout_s=30)
     assert airflow.wait(run).state == "failed"
 
 
@@ -139,6 +148,51 @@ def test_a_full_disk_fails_the_task_and_no_other(airflow: Any) -> None:
     run = DagRun.of(airflow.api.request("POST", "/dags/arithmetic/dagRuns", json=body).json())
     assert airflow.wait(run).state == "failed"
     assert airflow.wait(beside).state == "success"
+
+
+TELLS_TIME = """
+import time
+from airflow.sdk import dag, task
+
+@dag(schedule=None)
+def tells_time():
+    task(task_id="now")(time.time)()
+tells_time()
+"""
+
+
+class Clock:
+    """The time of day as Python's ``time.time`` tells it in every process of an Airflow."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "ahead"
+        self.jump(0.0)
+        modules = [os.fspath(Path(__file__).with_name("clock")), os.environ.get("PYTHONPATH", "")]
+        self.settings = {"PYTHONPATH": os.pathsep.join(filter(None, modules)), "CLOCK_AHEAD": str(self._file)}
+
+    def jump(self, ahead_s: float) -> None:
+        """Has the clock be ahead of the real one by so much."""
+        with self._file.open("r+b" if self._file.exists() else "wb") as file:  # in place: it is mapped
+            file.write(struct.pack("d", ahead_s))
+
+
+def test_a_jump_of_the_clock_concerns_no_task(make_airflow: Callable[..., Any], tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    airflow = make_airflow(settings=clock.settings)
+    airflow.write_dag("tells_time.py", TELLS_TIME)
+    run = airflow.trigger("gated_once", {"folder": str(tmp_path)})
+    wait_until((tmp_path / "said").exists, timeout_s=60)
+    query = "SELECT last_heartbeat_at FROM task_instance WHERE run_id = :run"
+    for ahead_s in (86400.0, -86400.0):
+        clock.jump(ahead_s)
+        before = airflow.sql(query, run=run.run_id)
+        airflow.wait_until(lambda before=before: airflow.sql(query, run=run.run_id) != before, "a heartbeat")
+        other = airflow.run("tells_time")
+        assert other.state == "success"
+        assert abs(airflow.xcom(other, "now") - time.time() - ahead_s) < 3600.0
+    (tmp_path / "gate").touch()
+    assert airflow.wait(run).state == "success"
+    assert airflow.task(run, "work").try_number == 1
 
 
 TOKEN = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from airflow.sdk import dag, task
 
-MANY = 48 << 20
+MANY = 200 << 20
 
 
 class Odd(BaseException):
