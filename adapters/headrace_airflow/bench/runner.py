@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from headrace.observe import conditions
 from headrace_airflow.bench.airflow import RealAirflow
 from headrace_airflow.bench.databases import Database
-from headrace_airflow.bench.machine import describe_machine, describe_versions
 from headrace_airflow.bench.measures import WorkloadFailed, measure, succeed
 from headrace_airflow.bench.records import Report
 from headrace_airflow.bench.workloads import DAGS, WARM_UP, Variant, Workload
 
+PACKAGES = ("headrace", "apache-airflow", "apache-airflow-task-sdk", "numpy", "pandas", "pyarrow", "psycopg2-binary")
+"""Those whose versions the report names."""
 Say = Callable[[str], None]
 
 
@@ -40,7 +42,8 @@ def run(plan: Plan, say: Say) -> Report:
     """
     began = time.monotonic()
     with plan.databases() as databases:
-        report = Report(databases.name, describe_machine(), describe_versions(), plan.rounds)
+        versions = conditions.describe_versions(PACKAGES)
+        report = Report(databases.name, conditions.describe_machine(), versions, plan.rounds)
         for turn in range(1, plan.rounds + 1):
             say(f"round {turn} of {plan.rounds}")
             for workloads in _alike(plan.workloads):
