@@ -11,7 +11,6 @@ takes long or runs foreign code (pickling, destructors, future callbacks) happen
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import math
@@ -24,7 +23,7 @@ from concurrent.futures import Future
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from headrace import config
+from headrace import at_exit, config
 from headrace.background import start_aside
 from headrace.errors import ConfigError, InternalError, StreamError, raised_in
 from headrace.graph import Graph
@@ -32,7 +31,6 @@ from headrace.observe import status, timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
-from headrace.sched.state import AWAY, DONE, HERE_QUEUED, OPEN
 from headrace.shell.at_once import Progress, rest_of, run_at_once
 from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures
@@ -101,7 +99,7 @@ class Engine:
             c.CancelFuture: self._futures.cancel,
         }
         status.register(self)
-        _remember(self)
+        at_exit.remember(self)
 
     @property
     def is_open(self) -> bool:
@@ -118,26 +116,18 @@ class Engine:
 
     def _is_running(self, task: int) -> bool:
         with self._shield, self._lock:
-            found = self._machine.tasks.get(task)
-            return found is not None and found.state in (HERE_QUEUED, AWAY)
+            return self._machine.is_placed(task)
 
     def _has_slot(self, slot: int) -> bool:
         return slot in self._machine.slots
 
     def _waits_for(self, task: int) -> tuple[list[int], int | None]:
-        """The unfinished inputs of a task; and the slot that it is in the batch of, if it is."""
         with self._shield, self._lock:
-            found = self._machine.tasks.get(task)
-            if found is None:
-                return [], None
-            slot = next((slot.id for slot in self._machine.slots.values() if found in slot.batch), None)
-            return [dep.id for dep in found.deps if dep.state != DONE], slot
+            return self._machine.waits_for(task)
 
     def _unfinished(self, job: int) -> list[int]:
-        """The tasks of a job whose values somebody waits for."""
         with self._shield, self._lock:
-            tasks = self._machine.tasks.values()
-            return [task.id for task in tasks if task.job.id == job and task.wanted and task.state in OPEN]
+            return self._machine.unfinished(job)
 
     def _is_deciding(self) -> bool:
         """Whether the current thread is in the midst of a change. Then it is a destructor that asks: the garbage
@@ -397,7 +387,7 @@ class Engine:
         self._futures.wait()
         self.stop()
         self._futures.callbacks.join()
-        _open.discard(self)
+        at_exit.forget(self)
 
     def stop(self) -> None:
         """Ends it at once: whoever waits for some of its work gets a RuntimeError. Blocks until all is stopped."""
@@ -524,42 +514,3 @@ class Engine:
 def _handed(values: list[Any], keep: bool) -> list[Any]:
     """What the caller gets: values, or handles on them."""
     return [Stored(value) for value in values] if keep else values
-
-
-_open: weakref.WeakSet[Engine] = weakref.WeakSet()
-"""Those that may have something to finish."""
-
-
-def _remember(engine: Engine) -> None:
-    if not _open:
-        atexit.register(_stop_all)
-    _open.add(engine)
-
-
-def _finish_all() -> None:
-    """When the main thread has ended: what was submitted is finished, as the executors of the standard library do.
-
-    Earlier than ``atexit``, whose handlers close and remove what tasks may use, and in children of ``multiprocessing``,
-    which have no ``atexit``. Threads that go on may still use a Runtime.
-    """
-    for engine in list(_open):
-        engine.finish()
-
-
-def _stop_all() -> None:
-    """At the interpreter's end."""
-    atexit.unregister(_stop_all)
-    for engine in list(_open):
-        engine.retire()
-    _open.clear()
-
-
-def _forget_in_child() -> None:
-    _open.clear()
-    status.forget()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
-_threading: Any = threading
-with contextlib.suppress(RuntimeError):  # imported when the interpreter ends already
-    _threading._register_atexit(_finish_all)  # where ``concurrent.futures`` waits, too

@@ -195,10 +195,13 @@ def touch() -> None:
     _page.touch()
 
 
-def forget() -> None:
-    """In a forked child: the parent's page and thread are not ours."""
+def _forget_in_child() -> None:
+    """The parent's page and thread are not ours."""
     global _page
     _page = _Page()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def read_status(timeout_s: float = 1.0) -> list[dict[str, Any]]:

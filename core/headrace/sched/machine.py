@@ -27,7 +27,7 @@ from headrace.sched import here, jobs, placement, stages, workers
 from headrace.sched.jobs import FUTURES
 from headrace.sched.log import Entry, Log
 from headrace.sched.policy import QUICK, Family
-from headrace.sched.state import Job, Slot, Task, Worker
+from headrace.sched.state import AWAY, DONE, HERE_QUEUED, OPEN, Job, Slot, Task, Worker
 
 
 class Machine:
@@ -135,6 +135,23 @@ class Machine:
                 return None
             total_s += count * family.wall_s
         return total_s
+
+    def is_placed(self, task: int) -> bool:
+        """Whether a task is queued in a slot or at a worker, or runs there."""
+        found = self.tasks.get(task)
+        return found is not None and found.state in (HERE_QUEUED, AWAY)
+
+    def waits_for(self, task: int) -> tuple[list[int], int | None]:
+        """The unfinished inputs of a task; and the slot that it is in the batch of, if it is."""
+        found = self.tasks.get(task)
+        if found is None:
+            return [], None
+        slot = next((slot.id for slot in self.slots.values() if found in slot.batch), None)
+        return [dep.id for dep in found.deps if dep.state != DONE], slot
+
+    def unfinished(self, job: int) -> list[int]:
+        """The tasks of a job whose values somebody waits for."""
+        return [task.id for task in self.tasks.values() if task.job.id == job and task.wanted and task.state in OPEN]
 
     def story(self, task: int) -> list[Entry]:
         """What became of a task, and why, as far as it is remembered."""
