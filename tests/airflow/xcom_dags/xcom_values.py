@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,26 @@ def xcom_teardown():
     work(made) >> clean(made)
 
 
+@dag(schedule=None)
+def xcom_large():
+    @task
+    def large() -> Any:
+        return np.ones(50 * LENGTH)
+
+    @task
+    def maps(value: Any) -> dict[str, int]:
+        """How many bytes this process maps of which file, while it has the value."""
+        assert value.sum() == value.size
+        found: dict[str, int] = defaultdict(int)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            addresses, *_, path = line.split(maxsplit=5)
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            found[path] += end - begin
+        return dict(found)
+
+    maps(large())
+
+
 @dag(schedule=None, params={"number": 1})
 def xcom_producer():
     @task
@@ -197,7 +219,7 @@ def xcom_bad():
 
 
 for factory in (
-    xcom_mapped, xcom_over_one_value, xcom_arguments, xcom_outputs, xcom_classes, xcom_teardown, xcom_producer,
-    xcom_consumer, xcom_bad,
+    xcom_mapped, xcom_over_one_value, xcom_arguments, xcom_outputs, xcom_classes, xcom_teardown, xcom_large,
+    xcom_producer, xcom_consumer, xcom_bad,
 ):  # fmt: skip
     factory()
