@@ -4,7 +4,8 @@
 
 Both are forks of one zygote, so they have the same code. The process has no supervisor and no token: where its function
 asks for anything of Airflow's, it gives up, and the task runs the function itself, as it does after any failure here.
-The task takes the value only if the streams that were read are those that it has been given.
+Unless the author has said that it may run ahead, the process is contained (containment.py): it ends rather than do what
+others could see. The task takes the value only if the streams that were read are those that it has been given.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from types import GeneratorType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from headrace.store.pickling import pack
-from headrace_airflow import candidates, generators, processes, wire
+from headrace_airflow import absent, candidates, containment, generators, processes, wire
 from headrace_airflow.items import Gatherer, StreamedItems, in_spool
 from headrace_airflow.spool import Reader, Writer, hear
 from headrace_airflow.store import image
@@ -32,6 +33,8 @@ from headrace_airflow.wire import Channel, Message
 from headrace_airflow.workers import Tell
 
 _READ_BYTES: Final = 1 << 16
+STOPPED: Final = 3
+"""How a process ends whose function asks for what it cannot have ahead."""
 
 
 class Feed(NamedTuple):
@@ -69,7 +72,7 @@ class Announcer:
 # --- the process ahead ---
 
 
-def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell) -> NoReturn:
+def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell, first: int | None) -> NoReturn:
     """Runs a consumer's function and leaves its value for the task; never returns.
 
     Args:
@@ -77,7 +80,14 @@ def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell) -> 
         feeds: task id → its stream.
         task: what is sent here, the task will find.
         tell: brings a message to the zygote.
+        first: the first descriptor that a contained process may use, those of ``task`` and ``tell`` included; ``None``:
+            it is not contained.
     """
+
+    def give_up(why: str) -> NoReturn:
+        task.send({"t": "failed", "why": why})
+        os._exit(STOPPED)
+
     code = 1
     try:
         for number in (signal.SIGTERM, signal.SIGSEGV):
@@ -85,63 +95,72 @@ def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell) -> 
         processes.set_title(f"headrace ahead: {operator.dag_id}.{operator.task_id}")
         log, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("headrace-log", "headrace-output"))
         _capture(log, output)
-        _make(operator, feeds, task, tell, [log, output])
+        args, kwargs = _arguments(operator, feeds)
+        task.send({"t": "began", "at": time.time(), "read": _streams_in([args, kwargs])})
+        absent.stand_in(give_up)
+        if first is not None:
+            _contain(first, give_up)
+        unfinished = absent.unfinished()
+        made = _make(operator, args, kwargs, tell)
+        if first is not None and absent.unfinished() != unfinished:
+            give_up("it has left work for later to its process")
+        made.send(task, [log, output])
         code = 0
+    except containment.CannotContainError as error:
+        give_up(str(error))
     except BaseException as error:
         task.send({"t": "failed", "why": f"{type(error).__name__}: {error}"})
     finally:
         os._exit(code)
 
 
-def _make(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell, logs: list[int]) -> None:
-    from airflow.sdk.execution_time.context import set_current_context
-
+def _arguments(operator: Any, feeds: Mapping[str, Feed]) -> tuple[list[Any], dict[str, Any]]:
     def stream_of(task_id: str) -> StreamedItems:
         feed = feeds[task_id]
-        return StreamedItems(feed.id, Reader(feed.spool, hear(feed.doorbell)))
+        for_reading = os.open(f"/proc/self/fd/{feed.spool}", os.O_RDONLY | os.O_CLOEXEC)
+        stream = StreamedItems(feed.id, Reader(for_reading, hear(feed.doorbell.dup())))
+        os.close(for_reading)
+        return stream
 
-    args, kwargs = candidates.arguments(operator, stream_of)
-    task.send({"t": "began", "at": time.time(), "read": _streams_in([args, kwargs])})
-    absent: Any = _Absent(task)
-    _hold_back_requests(absent)
+    return candidates.arguments(operator, stream_of)
+
+
+def _contain(first: int, give_up: absent.GiveUp) -> None:
+    absent.check_watchers()
+    absent.hide_variables(give_up)
+    pack([], "")  # what it imports, it cannot import any more
+    containment.contain(first)
+    containment.tell_what_is_refused(lambda what: give_up(f"it asks for {what}, and its author has not said yes"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a function has made; in the memory of descriptors, to be sent."""
+
+    packed: Writer
+    stream: StreamedItems | None
+    """Its value, where that is one."""
+
+    def send(self, task: Channel, logs: list[int]) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        stream_id, spool = ("", None) if self.stream is None else (self.stream.id, self.stream.spool)
+        fds = [self.packed.fd, *logs, *([] if spool is None else [spool])]
+        task.send({"t": "done", "at": time.time(), "stream": stream_id}, fds)
+        task.drain(10.0)
+
+
+def _make(operator: Any, args: list[Any], kwargs: dict[str, Any], tell: Tell) -> _Made:
     metadata: list[Any] = []
-    with set_current_context(absent):
-        value: Any = generators.keeping(operator.python_callable, Announcer(tell))(*args, **kwargs)
-        if isinstance(value, GeneratorType):
-            value = generators.exhaust(value, metadata.append)
-    spool = value.spool if isinstance(value, StreamedItems) else None
-    packed = pack((metadata, None if spool is not None else value), operator.task_id)
+    value: Any = generators.keeping(operator.python_callable, Announcer(tell))(*args, **kwargs)
+    if isinstance(value, GeneratorType):
+        value = generators.exhaust(value, metadata.append)
+    stream = value if isinstance(value, StreamedItems) and value.spool is not None else None
+    packed = pack((metadata, None if stream is not None else value), operator.task_id)
     made = Writer()
     made.append([memoryview(packed.data), *packed.buffers], 1)
     made.end()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    stream = "" if spool is None else value.id
-    task.send({"t": "done", "at": time.time(), "stream": stream}, [made.fd, *logs, *([] if spool is None else [spool])])
-    task.drain(10.0)
-
-
-class _Absent:
-    """Stands for the supervisor and for the context; whoever asks them for anything ends the process."""
-
-    def __init__(self, task: Channel) -> None:
-        self._task = task
-
-    def __getattr__(self, name: str) -> Any:
-        self._task.send({"t": "failed", "why": "it asks for something of Airflow's"})
-        os._exit(1)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.__getattr__(name)
-
-    def __contains__(self, name: object) -> bool:
-        return bool(self.__getattr__(str(name)))
-
-
-def _hold_back_requests(absent: Any) -> None:
-    from airflow.sdk.execution_time import task_runner
-
-    task_runner.SUPERVISOR_COMMS = absent
+    return _Made(made, stream)
 
 
 def _capture(log: int, output: int) -> None:
@@ -196,14 +215,20 @@ class Forerunner:
         if began["t"] == "began" and began["read"] != _streams_in([list(args), dict(kwargs)]):
             began = {"t": "failed", "why": "it has read another try of its upstream"}
         done: Message = self._next() if began["t"] == "began" else began
-        if done["t"] != "done":
-            log.info("What ran ahead of this task is discarded: %s. It runs now", done["why"])
-            return None
-        log.info(
-            "This task was pipelined: its function ran ahead of the task, from %s to %s; the task started at %s",
-            *(_clock(at) for at in (began["at"], done["at"], started)),
-        )
-        return self._open(done)
+        if done["t"] == "done":
+            try:
+                taken = self._open(done)
+            except Exception as error:  # the value's own unpickling, which may raise anything
+                done = {"t": "failed", "why": f"its value cannot be read: {error}"}
+            else:
+                log.info(
+                    "This task was pipelined: its function ran ahead of the task, from %s to %s; "
+                    "the task started at %s",
+                    *(_clock(at) for at in (began["at"], done["at"], started)),
+                )
+                return taken
+        log.info("What ran ahead of this task is discarded: %s. It runs now", done["why"])
+        return None
 
     def _next(self) -> Message:
         received = self._channel.wait()
@@ -215,14 +240,16 @@ class Forerunner:
 
     def _open(self, done: Message) -> _Taken:
         made, log, output, *spool = done["fds"]
-        chunk = Reader(made).chunk(0)
-        assert chunk is not None  # it was written before it was sent
-        metadata, value = unpickle(image.split(chunk.image))
-        if done["stream"]:
-            value = in_spool(done["stream"], spool[0])
-        self._replay(log, output)
-        for fd in done["fds"]:
-            os.close(fd)
+        try:
+            chunk = Reader(made).chunk(0)
+            assert chunk is not None  # it was written before it was sent
+            metadata, value = unpickle(image.split(chunk.image))
+            if spool:
+                value = in_spool(done["stream"], spool[0])
+            self._replay(log, output)
+        finally:
+            for fd in done["fds"]:
+                os.close(fd)
         return _Taken(metadata, value)
 
     def _replay(self, log: int, output: int) -> None:

@@ -1,28 +1,40 @@
 """Which consumers of a stream may run ahead of Airflow; in a zygote, which holds their DAG parsed. Nothing is changed.
 
-The author has to say yes: with the tag ``headrace-stream`` at the DAG, or for one task with
-``executor_config={"headrace": {"stream": True}}`` (or ``False``, which goes before the tag). And the task has to be one
-whose function needs nothing but its arguments: everything else about a task begins when Airflow starts it.
+A task must be one whose function needs nothing but its arguments: everything else about a task begins when Airflow
+starts it. Whether it may, its author can say: yes or no for a DAG with the tag ``headrace-stream`` or
+``headrace-no-stream`` (no goes before yes), for one task with ``executor_config={"headrace": {"stream": True}}`` or
+``False`` (which goes before the tags). Who says neither has it run ahead contained (containment.py), and then only if
+no code of the author's runs in the task's process after the function, and could look at what that has left in memory.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Set
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from headrace.errors import ConfigError
 from headrace_airflow import generators
 from headrace_airflow.settings import Needs, needs_of
 
 TAG: Final = "headrace-stream"
+NO_TAG: Final = "headrace-no-stream"
 
 _HOOKS: Final = ("_pre_execute_hook", "_post_execute_hook", "on_execute_callback", "templates_dict", "template_ext")
 _CONDITIONS: Final = ("depends_on_past", "wait_for_downstream", "run_as_user", "is_setup", "is_teardown")
+_CALLBACKS: Final = ("on_success_callback", "on_failure_callback", "on_retry_callback", "on_skipped_callback")
 
 
 class _CannotResolve(Exception):
     """An argument needs Airflow."""
+
+
+class Candidate(NamedTuple):
+    """A consumer that could run ahead; ``contained``: its author has not said that it may."""
+
+    operator: Any
+    needs: Needs
+    contained: bool
 
 
 def may_feed(operator: Any) -> bool:
@@ -30,8 +42,8 @@ def may_feed(operator: Any) -> bool:
     return _needs(operator).stream is not False
 
 
-def consumers(operator: Any, streaming: Set[str]) -> Iterator[tuple[Any, Needs]]:
-    """The consumers of a task that could run ahead now, and what they declare.
+def consumers(operator: Any, streaming: Set[str]) -> Iterator[Candidate]:
+    """The consumers of a task that could run ahead now.
 
     Args:
         operator: whose stream has begun.
@@ -39,9 +51,16 @@ def consumers(operator: Any, streaming: Set[str]) -> Iterator[tuple[Any, Needs]]
     """
     for consumer in operator.downstream_list:
         needs = _needs(consumer)
-        says = needs.stream if needs.stream is not None else TAG in operator.dag.tags
-        if says and consumer.upstream_task_ids <= streaming and _is_plain(consumer, operator):
-            yield consumer, needs
+        says = _word_of(operator.dag.tags) if needs.stream is None else needs.stream
+        if says is False or not consumer.upstream_task_ids <= streaming or not _is_plain(consumer, operator):
+            continue
+        contained = says is None
+        if not contained or not any(getattr(consumer, name, None) for name in _CALLBACKS):
+            yield Candidate(consumer, needs, contained)
+
+
+def _word_of(tags: Set[str]) -> bool | None:
+    return False if NO_TAG in tags else True if TAG in tags else None
 
 
 def arguments(operator: Any, stream_of: Callable[[str], Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -51,8 +70,23 @@ def arguments(operator: Any, stream_of: Callable[[str], Any]) -> tuple[list[Any]
         operator: one of ``consumers``.
         stream_of: what stands for the value of the task with this id.
     """
-    op_args, op_kwargs = _resolved(list(operator.op_args), stream_of), _resolved(dict(operator.op_kwargs), stream_of)
-    return op_args, op_kwargs
+    dag = operator.dag
+    text_is_text = not (dag.render_template_as_native_obj or dag.jinja_environment_kwargs)
+
+    def resolved(value: Any) -> Any:
+        if _is_return_value(value):
+            return stream_of(value.operator.task_id)
+        if type(value) in (list, tuple):
+            return type(value)(resolved(item) for item in value)
+        if type(value) is dict:
+            return {key: resolved(item) for key, item in value.items()}
+        if value is None or type(value) in (bool, int, float, bytes):
+            return value
+        if type(value) is str and text_is_text and _is_no_template(value):
+            return value
+        raise _CannotResolve
+
+    return resolved(list(operator.op_args)), resolved(dict(operator.op_kwargs))
 
 
 def _needs(operator: Any) -> Needs:
@@ -93,18 +127,6 @@ def _needs_only_arguments(operator: Any) -> bool:
     return True
 
 
-def _resolved(value: Any, stream_of: Callable[[str], Any]) -> Any:
-    if _is_return_value(value):
-        return stream_of(value.operator.task_id)
-    if type(value) in (list, tuple):
-        return type(value)(_resolved(item, stream_of) for item in value)
-    if type(value) is dict:
-        return {key: _resolved(item, stream_of) for key, item in value.items()}
-    if value is None or type(value) in (bool, int, float, bytes) or (type(value) is str and _is_no_template(value)):
-        return value
-    raise _CannotResolve
-
-
 def _is_return_value(value: Any) -> bool:
     from airflow.sdk.bases.xcom import BaseXCom
     from airflow.sdk.definitions.xcom_arg import PlainXComArg
@@ -113,4 +135,5 @@ def _is_return_value(value: Any) -> bool:
 
 
 def _is_no_template(text: str) -> bool:
-    return not any(mark in text for mark in ("{{", "{%", "{#"))
+    """Whether Jinja leaves a text as it is; it changes ends of lines, too."""
+    return not any(mark in text for mark in ("{{", "{%", "{#", "\r")) and not text.endswith("\n")

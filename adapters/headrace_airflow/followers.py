@@ -10,13 +10,15 @@ came with the stream. Bookkeeping only: the zygote forks.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from headrace_airflow import candidates, wire
-from headrace_airflow.ahead import Feed
+from headrace_airflow.ahead import STOPPED, Feed
+from headrace_airflow.candidates import Candidate
 from headrace_airflow.speculation import Instance
 from headrace_airflow.wire import Channel
 
@@ -48,7 +50,7 @@ class Follower:
 
     id: str
     instance: Instance
-    operator: Any
+    candidate: Candidate
     streams: dict[str, _Stream]
     """Task id → what it reads."""
     task: Channel | None = None
@@ -71,6 +73,8 @@ class Followers:
         self._dag = dag
         self._streams: dict[Instance, _Stream] = {}
         self._known: dict[str, Follower] = {}
+        self._stopped: set[tuple[str, str]] = set()
+        """DAG and task of those that were contained, and have asked for more: they would do so again."""
         self._count = 0
 
     def stream_began(self, feeder: str, instance: Instance, id: str, fds: Sequence[int]) -> None:
@@ -84,17 +88,19 @@ class Followers:
         spool, control = map(os.dup, fds)
         self._streams[instance] = _Stream(id, feeder, spool, Channel(socket.socket(fileno=control)))
         of_run = {it.task_id: stream for it, stream in self._streams.items() if it[:2] == instance[:2]}
-        for consumer, needs in candidates.consumers(operator, of_run.keys()):
-            streams = {task_id: of_run[task_id] for task_id in consumer.upstream_task_ids}
-            of_consumer = instance._replace(task_id=consumer.task_id)
-            self._offer(Follower(self._new_id(), of_consumer, consumer, streams), needs)
+        for candidate in candidates.consumers(operator, of_run.keys()):
+            of_consumer = instance._replace(task_id=candidate.operator.task_id)
+            if not candidate.contained or (of_consumer.dag_id, of_consumer.task_id) not in self._stopped:
+                streams = {task_id: of_run[task_id] for task_id in candidate.operator.upstream_task_ids}
+                self._offer(Follower(self._new_id(), of_consumer, candidate, streams))
 
     def _new_id(self) -> str:
         self._count += 1
         return f"ahead-{os.getpid()}-{self._count}"
 
-    def _offer(self, follower: Follower, needs: Any) -> None:
+    def _offer(self, follower: Follower) -> None:
         self._known[follower.id] = follower
+        needs = follower.candidate.needs
         self._daemon.send({
             "t": "offer", "id": follower.id, "instance": list(follower.instance),
             "feeders": [stream.feeder for stream in follower.streams.values()],
@@ -136,6 +142,11 @@ class Followers:
             else:
                 self.tell(id, "gone")
                 self.drop(id)
+
+    def contained_ended(self, instance: Instance, code: int) -> None:
+        """What was contained has ended, ahead of a task or with it."""
+        if code in (STOPPED, -signal.SIGSYS):
+            self._stopped.add((instance.dag_id, instance.task_id))
 
     def take(self, id: str) -> Follower | None:
         """Hands a follower to its task, which closes ``task``."""

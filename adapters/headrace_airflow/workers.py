@@ -41,6 +41,11 @@ def take_from(zygote: socket.socket, cpus: float) -> Tell:
     return source.tell
 
 
+def without_workers(zygote: socket.socket) -> Tell:
+    """In a contained process: brings messages to the zygote, which gives it no workers."""
+    return _Source(Channel(zygote)).tell
+
+
 def become(message: Message, fds: list[int]) -> NoReturn:
     """In a fork of the zygote: what the task has ordered."""
     *descriptors, stdout, stderr = fds

@@ -25,7 +25,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
-from headrace_airflow import internals, processes, wire, workers
+from headrace_airflow import containment, internals, processes, wire, workers
 from headrace_airflow.followers import Follower, Followers
 from headrace_airflow.sources import Sources, Watch
 from headrace_airflow.speculation import Instance
@@ -47,6 +47,8 @@ class _Child:
     """The task of a run that it is, or is ahead of."""
     ahead: str | None = None
     """What ran ahead of this task; empty: nothing; ``None``: this is no task."""
+    contained: bool = False
+    """Whether it must have nobody do what it may not do itself."""
 
 
 class Zygote:
@@ -152,7 +154,7 @@ class Zygote:
                 asks.close()
                 self._become_ahead(follower, to_task, theirs)
         self._followers.forked(follower, pid)
-        child = _Child(pid, None, asks, id, follower.instance)
+        child = _Child(pid, None, asks, id, follower.instance, contained=follower.candidate.contained)
         self._adopt(child)
         self._look_after(child)
 
@@ -177,10 +179,13 @@ class Zygote:
     def _serve_task(self, task: _Child) -> None:
         assert task.asks is not None
         for message, fds in task.asks.receive():
-            if message["t"] != "stream":
+            if message["t"] == "stream":
+                if task.instance is not None:
+                    self._followers.stream_began(task.feeder, task.instance, message["id"], fds)
+            elif task.contained:
+                task.asks.send({"t": "refused", "why": "it is contained"})
+            else:
                 self._fork_worker(task, message, fds)
-            elif task.instance is not None:
-                self._followers.stream_began(task.feeder, task.instance, message["id"], fds)
             for fd in fds:
                 os.close(fd)
         if task.asks.closed:
@@ -221,8 +226,10 @@ class Zygote:
         """In the child: runs the function of a task that has not started; never returns."""
         try:
             self._leave(0, [feed.spool for feed in follower.feeds.values()])
-            tell = workers.take_from(zygote, 1.0)
-            internals.run_ahead(follower.operator, follower.feeds, Channel(to_task), tell)
+            operator, _, contained = follower.candidate
+            first = containment.reserve() if contained else None
+            tell = workers.without_workers(zygote.dup()) if contained else workers.take_from(zygote, 1.0)
+            internals.run_ahead(operator, follower.feeds, Channel(to_task.dup()), tell, first)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -265,6 +272,8 @@ class Zygote:
             child.owner.send({"t": "exit", "pid": child.pid, "code": code, "rss_bytes": usage.ru_maxrss * 1024})
         else:
             self._followers.ended(child.feeder, code)
+        if child.contained and child.instance is not None:
+            self._followers.contained_ended(child.instance, code)
         if child.ahead is not None:
             self._followers.forget_streams({child.feeder, child.ahead})
         if child.asks is not None:

@@ -1,4 +1,4 @@
-"""Which consumers may run ahead of Airflow: those whose author says so, and whose function needs only its arguments."""
+"""Which consumers may run ahead of Airflow: those whose function needs only its arguments; contained, or as said."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from airflow.sdk import DAG, task, task_group
 
 from headrace_airflow import candidates
 
+TAG, NO_TAG = candidates.TAG, candidates.NO_TAG
 YES = {"headrace": {"stream": True}}
 NO = {"headrace": {"stream": False}}
 
@@ -50,14 +51,18 @@ def gives_several(items):
     return {"items": items}
 
 
-def offered(
-    make: Callable[[Any], Any], tags: tuple[str, ...] = (candidates.TAG,), streaming: str = "produces"
-) -> set[str]:
-    """The ids of the candidates in a DAG of a producer and what is made of its value."""
-    with DAG("dag", schedule=None, tags=tags) as dag:
+def found_in(
+    make: Callable[[Any], Any], tags: tuple[str, ...] = (TAG,), streaming: str = "produces", **options: Any
+) -> list[candidates.Candidate]:
+    """The candidates in a DAG of a producer and what is made of its value."""
+    with DAG("dag", schedule=None, tags=tags, **options) as dag:
         make(produces())
-    found = candidates.consumers(dag.task_dict["produces"], set(streaming.split()))
-    return {consumer.task_id for consumer, _ in found}
+    return list(candidates.consumers(dag.task_dict["produces"], set(streaming.split())))
+
+
+def offered(make: Callable[[Any], Any], **how: Any) -> set[str]:
+    """Their ids."""
+    return {found.operator.task_id for found in found_in(make, **how)}
 
 
 def test_a_plain_consumer_is_one() -> None:
@@ -67,11 +72,33 @@ def test_a_plain_consumer_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tags", "config", "may"),
-    [((), {}, False), ((), YES, True), ((candidates.TAG,), NO, False), ((), {"headrace": {"stream": "yes"}}, False)],
+    ("tags", "config", "ahead"),
+    [
+        ((), {}, "contained"),
+        ((TAG,), {}, "as it is"),
+        ((NO_TAG,), {}, "not"),
+        ((TAG, NO_TAG), {}, "not"),
+        ((), YES, "as it is"),
+        ((NO_TAG,), YES, "as it is"),
+        ((), NO, "not"),
+        ((TAG,), NO, "not"),
+        ((TAG,), {"headrace": {"cpus": 2}}, "as it is"),
+        ((), {"headrace": {"stream": "yes"}}, "not"),
+    ],
 )
-def test_the_author_decides(tags: tuple[str, ...], config: dict[str, Any], may: bool) -> None:
-    assert bool(offered(consumes.override(executor_config=config), tags)) is may
+def test_the_author_decides(tags: tuple[str, ...], config: dict[str, Any], ahead: str) -> None:
+    found = found_in(consumes.override(executor_config=config), tags)
+    assert ["contained" if it.contained else "as it is" for it in found] == ([] if ahead == "not" else [ahead])
+
+
+CALLBACKS = ("on_success_callback", "on_failure_callback", "on_retry_callback", "on_skipped_callback")
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_whose_callbacks_may_look_at_what_it_leaves_in_memory_is_none_unless_its_author_says_so(name: str) -> None:
+    watched = consumes.override(**{name: print})
+    assert offered(watched, tags=()) == set()
+    assert offered(watched) == {"consumes"}
 
 
 def test_the_author_decides_for_producers_too() -> None:
@@ -84,7 +111,7 @@ def test_the_author_decides_for_producers_too() -> None:
 def test_what_it_declares_comes_along() -> None:
     with DAG("dag", schedule=None) as dag:
         consumes.override(executor_config={"headrace": {"stream": True, "cpus": 2}})(produces())
-    ((_, needs),) = candidates.consumers(dag.task_dict["produces"], {"produces"})
+    ((_, needs, _),) = candidates.consumers(dag.task_dict["produces"], {"produces"})
     assert needs.cpus == 2.0
 
 
@@ -98,6 +125,8 @@ def test_what_it_declares_comes_along() -> None:
         gives_several,
         lambda items: consumes.expand(items=items),
         lambda items: consumes(items, "{{ ds }}"),
+        lambda items: consumes(items, "a line\n"),
+        lambda items: consumes(items, "two\r\nlines"),
         lambda items: consumes(items, object()),
         lambda items: consumes(items["key"]),
         lambda items: consumes(items.map(str)),
@@ -118,6 +147,14 @@ def test_what_it_declares_comes_along() -> None:
 )
 def test_others_are_none(make: Callable[[Any], Any]) -> None:
     assert offered(make) == set()
+
+
+@pytest.mark.parametrize(
+    "option", [{"render_template_as_native_obj": True}, {"jinja_environment_kwargs": {"variable_start_string": "<<"}}]
+)
+def test_a_text_that_is_more_than_a_text_needs_airflow(option: dict[str, Any]) -> None:
+    assert offered(lambda items: consumes(items, "12"), **option) == set()
+    assert offered(lambda items: consumes(items, 12), **option) == {"consumes"}
 
 
 def test_one_in_a_mapped_group_is_none_and_in_a_plain_group_is_one() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -45,7 +47,16 @@ def is_none(value):
 def stock_generator():
     is_none(yields())
 
+@task
+def takes(value):
+    return value
+
+@dag(schedule=None)
+def stock_mapped_generator():
+    takes.expand(value=yields())
+
 stock_generator()
+stock_mapped_generator()
 """
 PIPELINED = "This task was pipelined"
 LONG_S = 60
@@ -60,7 +71,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def streams(airflow: Any, folder: Path) -> Any:
     for file in DAGS.glob("*.py"):
         airflow.write_dag(file.name, file.read_text().replace('"FOLDER"', repr(str(folder))))
-    names = "values values_local pipeline groups held times_out follower_times_out asks fails normal"
+    names = (
+        "values values_local pipeline groups held times_out follower_times_out asks fails normal contained forbidden "
+        "mapped too_many"
+    )
     airflow.wait_for_dags({f"stream_{name}" for name in names.split()})
     return airflow
 
@@ -86,6 +100,20 @@ def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid)
 
 
+def gantt(airflow: Any, run: DagRun) -> Any:
+    """What Airflow's UI draws of a run."""
+    token = httpx.get(f"{airflow.home.url}/auth/token", trust_env=False).json()["access_token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    url = f"{airflow.home.url}/ui/gantt/{run.dag_id}/{run.run_id}"
+    reply = httpx.get(url, headers=headers, trust_env=False, timeout=30).raise_for_status()
+    return [bar for bar in reply.json()["task_instances"] if not bar["is_group"]]
+
+
+def runs_ahead(dag_id: str, task_id: str) -> bool:
+    title = f"headrace ahead: {dag_id}.{task_id}"
+    return any((process.info["cmdline"] or [""])[0].startswith(title) for process in psutil.process_iter(["cmdline"]))
+
+
 def states(airflow: Any, run: DagRun) -> dict[str, str]:
     return {task.name: task.state for task in airflow.tasks(run)}
 
@@ -99,10 +127,13 @@ class TestValues:
 
     def test_with_stock_xcom_a_generator_is_what_it_is_in_stock(self, airflow_on_postgres: Any) -> None:
         airflow_on_postgres.write_dag("stock_generator.py", STOCK_GENERATOR)
-        airflow_on_postgres.wait_for_dags({"stock_generator"})
+        airflow_on_postgres.wait_for_dags({"stock_generator", "stock_mapped_generator"})
         run = airflow_on_postgres.run("stock_generator")
         assert run.state == "success", airflow_on_postgres.why(run)
         assert airflow_on_postgres.xcom(run, "is_none") is True
+        run = airflow_on_postgres.run("stock_mapped_generator")
+        assert states(airflow_on_postgres, run) == {"yields": "failed", "takes": "upstream_failed"}
+        assert "XComForMappingNotPushed" in airflow_on_postgres.log(run, "yields")
 
 
 class TestPipelined:
@@ -123,6 +154,11 @@ class TestPipelined:
         assert [PIPELINED in log for log in logs] == [False, True, True]
         assert "transforms prints" in logs[1]
         assert "transforms logs" in logs[1]
+        bars = sorted(gantt(streams, run), key=lambda bar: bar["start_date"])
+        assert [(bar["task_id"], bar["state"], bar["try_number"]) for bar in bars] == [
+            (name, "success", 1) for name in names
+        ]
+        assert all(bar["end_date"] <= after["start_date"] for bar, after in itertools.pairwise(bars))
 
     def test_a_task_whose_function_still_runs_is_running(self, streams: Any, folder: Path) -> None:
         run = streams.trigger("stream_follower_times_out")
@@ -255,3 +291,97 @@ class TestNotPipelined:
         assert items == NORMAL[task_id]
         assert pid == streams.task(normal, task_id).pid or task_id == "defers"
         assert PIPELINED not in streams.log(normal, task_id)
+
+
+CONTAINED = {
+    "writes": [0, 1, 2, 3],
+    "looks": [True, 0, 1, 2, 3],
+    "looks_at_variables": ["looks_at_variables", 0, 1, 2, 3],
+    "asks": ["default", 0, 1, 2, 3],
+    "looks_around": ["looks_around", 0, 1, 2, 3],
+    "imports": ["wave", 0, 1, 2, 3],
+    "replaces": [True, 0, 1, 2, 3],
+    "makes_code": [True, 0, 1, 2, 3],
+    "says_no": [0, 1, 2, 3],
+    "is_watched": [0, 1, 2, 3],
+}
+
+
+@pytest.fixture(scope="module")
+def contained(streams: Any, folder: Path) -> DagRun:
+    """A run whose producer has waited for the last stage to run ahead."""
+    run = streams.trigger("stream_contained")
+    wait_until(lambda: runs_ahead("stream_contained", "totals"), timeout_s=LONG_S)
+    (folder / "go").touch()
+    found: DagRun = streams.wait(run)
+    found_notes.extend(lines(folder / "notes"))
+    return found
+
+
+found_notes: list[str] = []
+"""What ``stream_contained.writes`` has written down."""
+
+
+class TestWithoutAWord:
+    """The author has said nothing: what nobody can tell from a normal run is pipelined, and nothing else."""
+
+    def test_what_computes_is_pipelined(self, streams: Any, contained: DagRun) -> None:
+        assert contained.state == "success", streams.why(contained)
+        assert streams.xcom(contained, "totals") == 14
+        logs = [streams.log(contained, name) for name in ("squares", "totals")]
+        assert all(PIPELINED in log for log in logs)
+        assert "totals prints" in logs[1]
+
+    @pytest.mark.parametrize("task_id", CONTAINED)
+    def test_what_can_be_told_is_not(self, streams: Any, contained: DagRun, task_id: str) -> None:
+        assert streams.xcom(contained, task_id) == CONTAINED[task_id]
+        assert PIPELINED not in streams.log(contained, task_id)
+
+    def test_the_task_alone_has_an_effect(self, streams: Any, contained: DagRun) -> None:
+        assert found_notes == [str(streams.task(contained, "writes").pid)]
+        pid, *_ = streams.xcom(contained, "uses_what_is_open")
+        assert pid == streams.task(contained, "uses_what_is_open").pid
+
+    def test_a_tag_says_no(self, streams: Any, folder: Path) -> None:
+        (folder / "go").touch()
+        run = streams.run("stream_forbidden")
+        assert streams.xcom(run, "totals") == 14
+        assert PIPELINED not in streams.log(run, "squares") + streams.log(run, "totals")
+
+
+MAPPED = {
+    "of_mapped": [["a"], ["b", "c"], ["d", "e", "f"]],
+    "of_mapped_by_mapped": [1, 2, 3],
+    "of_both": [["a", "bc", "def"], [["a"], ["b", "c"], ["d", "e", "f"]]],
+    "of_kwargs": ["", "bc", "defdef"],
+    "of_partial": ["a", "def"],
+    "of_map": [2, 3, 4],
+    "of_zip": [2, 2, 2],
+    "of_groups": [["a"], ["b", "c"], ["d", "e", "f"]],
+}
+
+
+@pytest.fixture(scope="module")
+def mapped(streams: Any) -> DagRun:
+    found: DagRun = streams.run("stream_mapped")
+    return found
+
+
+class TestMapped:
+    def test_states(self, streams: Any, mapped: DagRun) -> None:
+        tasks = streams.tasks(mapped)
+        assert {task.state for task in tasks if task.task_id != "of_nothing"} == {"success"}, streams.why(mapped)
+        assert {task.state for task in tasks if task.task_id == "of_nothing"} == {"skipped"}
+        assert all(
+            PIPELINED not in streams.log(mapped, task.task_id, map_index=task.map_index)
+            for task in tasks
+            if task.state == "success"
+        )
+
+    @pytest.mark.parametrize("task_id", MAPPED)
+    def test_values(self, streams: Any, mapped: DagRun, task_id: str) -> None:
+        assert streams.xcom(mapped, task_id) == MAPPED[task_id]
+
+    def test_too_many_items_to_map_over_fail_as_too_long_a_list_does(self, streams: Any) -> None:
+        run = streams.run("stream_too_many")
+        assert states(streams, run) == {"too_many": "failed", "long": "upstream_failed"}
