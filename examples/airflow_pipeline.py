@@ -34,7 +34,7 @@ def aggregate(blocks):
     return total
 
 
-@dag(schedule=None, tags=["headrace-stream"])
+@dag(schedule=None)
 def pipeline():
     aggregate(transform(read(25)))
 
