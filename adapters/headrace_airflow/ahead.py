@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from os import _exit  # as it is before a DAG file can put another in its place
 from socket import socket
 from types import GeneratorType
 from typing import Any, Final, NamedTuple, NoReturn
@@ -86,7 +87,7 @@ def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell, fir
 
     def give_up(why: str) -> NoReturn:
         task.send({"t": "failed", "why": why})
-        os._exit(STOPPED)
+        _exit(STOPPED)
 
     code = 1
     try:
@@ -111,7 +112,7 @@ def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell, fir
     except BaseException as error:
         task.send({"t": "failed", "why": f"{type(error).__name__}: {error}"})
     finally:
-        os._exit(code)
+        _exit(code)
 
 
 def _arguments(operator: Any, feeds: Mapping[str, Feed]) -> tuple[list[Any], dict[str, Any]]:
