@@ -26,7 +26,7 @@ AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
 	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py executor_trouble.py \
 	executor_workloads.py page_airflow.py real_airflow.py streams_airflow.py xcom_airflow.py)
 AIRFLOW_OLDEST_TESTS ?= $(addprefix tests/airflow/test_,\
-	base_executor.py contract.py executor_features.py executor_parts.py xcom_rows.py)
+	base_executor.py contract.py executor_features.py executor_parts.py xcom.py xcom_airflow.py xcom_rows.py)
 COMPAT_ARGS ?=
 BENCH_ARGS ?=
 

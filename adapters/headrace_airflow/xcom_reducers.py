@@ -7,11 +7,9 @@ again when they are read. Nothing is imported here that the task has not importe
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from typing import Any
 
 from headrace.store.pickling import register_reducer
-
-_NO_OBJECTS: Final = "cannot pickle polars data of type Object"
 
 
 def register() -> None:
@@ -22,10 +20,10 @@ def register() -> None:
 
 
 def reduce_frame(frame: Any) -> Any:
-    """A ``polars.DataFrame``. One of Python objects raises TypeError: neither Arrow nor polars' own pickle takes it."""
+    """A ``polars.DataFrame``; one that Arrow cannot take as it is (objects) goes polars' own way."""
     polars = sys.modules["polars"]
     if any(dtype == polars.Object for dtype in frame.dtypes):
-        raise TypeError(_NO_OBJECTS)
+        return frame.__reduce_ex__(5)
     return _frame, (_arrow(frame),)
 
 
@@ -33,7 +31,7 @@ def reduce_series(series: Any) -> Any:
     """A ``polars.Series``, likewise."""
     polars = sys.modules["polars"]
     if series.dtype == polars.Object:
-        raise TypeError(_NO_OBJECTS)
+        return series.__reduce_ex__(5)
     return _series, (series.name, _arrow(series.to_frame()))
 
 

@@ -148,8 +148,10 @@ def test_polars_data_is_read_where_it_is_stored(polars: Any) -> None:
 
 
 def test_polars_refuses_objects_and_says_so(polars: Any) -> None:
+    if polars.__version__.startswith("1.5."):
+        pytest.skip("polars 1.5 panics where later ones raise, and a panic is no Exception")
     frame = polars.DataFrame({"any": [Point(1, np.arange(2)), None]}, schema={"any": polars.Object})
-    with pytest.raises(UnpicklableError, match=r"return_value(\._df)?: cannot pickle"):
+    with pytest.raises(UnpicklableError, match=r"return_value\._df: cannot pickle"):
         push(frame)
 
 
