@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from headrace.observe.timeline import trace
     from headrace.runtime import Runtime
     from headrace.stream.handle import Stream
+    from headrace.stream.resuming import resumable
     from headrace.stream.steps import streamed
 
 __version__ = "0.1.0"
-__all__ = ["Runtime", "Settings", "Stream", "__version__", "streamed", "trace"]
+__all__ = ["Runtime", "Settings", "Stream", "__version__", "resumable", "streamed", "trace"]
 
 _HOMES = {
     "Runtime": "headrace.runtime",
     "Settings": "headrace.config",
     "Stream": "headrace.stream.handle",
+    "resumable": "headrace.stream.resuming",
     "streamed": "headrace.stream.steps",
     "trace": "headrace.observe.timeline",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -145,6 +146,29 @@ def test_other_collections_and_failures() -> None:
     parts = headrace_dask.stream(db.from_sequence([1, 0], npartitions=2).map(fail), ordered=True)
     with pytest.raises(ZeroDivisionError):
         list(parts)
+
+
+def numbers_of_one_who_dies(folder: Path) -> Iterator[int]:
+    """Dies, the first time, when its reader has had some."""
+    for number in range(3000):
+        if number == 2999 and not (folder / "died").exists():
+            until((folder / "read").exists)
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number
+
+
+@headrace.resumable
+def noted(items: Iterable[int], folder: Path) -> int:
+    with (folder / "read").open("a") as file:
+        return sum(file.write("x") for _ in items)
+
+
+def test_a_resumable_reader_goes_on_when_its_producer_is_run_again(tmp_path: Path) -> None:
+    total = delayed(noted)(delayed(numbers_of_one_who_dies)(tmp_path), folder=tmp_path)
+    assert total.compute(scheduler=headrace_dask.get, lane="processes") == 3000
+    assert (tmp_path / "died").exists()
+    assert len((tmp_path / "read").read_text()) == 3000
 
 
 # ---- how far the graph runs ahead of who reads

@@ -86,6 +86,18 @@ def test_growing_lets_the_producer_go_on() -> None:
     assert not flow.paused
 
 
+def test_a_producer_that_begins_again_has_made_nothing_yet() -> None:
+    flow = flow_of(budget=10)
+    assert flow.began(1)
+    for chunk in range(3):
+        flow.produced(10)
+        flow.advanced(1, chunk + 1)
+    assert not flow.began(2)
+    flow.began_again()
+    assert (flow.first, flow.next, flow.held_bytes, flow.unread_bytes, flow.readers) == (0, 0, 0, 0, {1: 0})
+    assert flow.began(2)
+
+
 class AnyFlow(RuleBasedStateMachine):
     """Compared with the rules as they are written: nothing that is needed goes, no more is kept than is allowed."""
 
@@ -129,6 +141,13 @@ class AnyFlow(RuleBasedStateMachine):
         reader = data.draw(st.sampled_from([r for r, at in self.at.items() if at < len(self.sizes)]))
         self.at[reader] += 1
         self.go(self.flow.advanced(reader, self.at[reader]))
+
+    @rule()
+    def make_again(self) -> None:
+        self.flow.began_again()
+        self.sizes.clear()
+        self.kept.clear()
+        self.at = dict.fromkeys(self.at, 0)
 
     @rule(data=st.data())
     @precondition(lambda self: self.at)

@@ -14,18 +14,15 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from headrace.errors import NOT_STARTED, WorkerDied
-from headrace.lanes.processes.failures import explain_unpicklable
 from headrace.lanes.slots import queued_s
 from headrace.lanes.stages.pool import Pool
-from headrace.lanes.stages.process import LostError, StageProcess, UnfitError
-from headrace.stream.handle import Stream, afresh
+from headrace.lanes.stages.process import LostError, StageProcess
+from headrace.shell.attempts import Stage, streams_in
 from headrace.stream.source import Source
-from headrace.stream.steps import steps_of
 
 PROBE_S: Final = 0.0002
 LATE_S: Final = 0.003
@@ -81,9 +78,11 @@ class Moving:
                 raise WorkerDied(key, 1, f"{NOT_STARTED}: no process is left, or the Runtime has ended")
         elif holds_gil(sources, self._live()):
             process = self._process(sources)
-        if process is None:
-            return fn(*args, **(kwargs or {}))
-        return _Stage(self, key, forced, fn, args, kwargs).run(process)
+        return Stage(self, key, forced, fn, args, kwargs).call(process)
+
+    def call_here(self, key: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """As :meth:`call`, for a stage that must not leave this process."""
+        return Stage(self, key, False, fn, args, kwargs).call(None)
 
     def _process(self, sources: list[Source]) -> StageProcess | None:
         """An idle process, or a new one once it is up, if the producers go on for so long."""
@@ -140,97 +139,6 @@ class _Ending:
         with self._lock:
             os.close(self.fd)
             self.fd = -1
-
-
-class _Stage:
-    """One stage that runs elsewhere, from its start to its end, over as many processes as it takes."""
-
-    def __init__(self, moving: Moving, key: str, forced: bool, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        self._moving = moving
-        self._key = key
-        self._forced = forced
-        self._fn = fn
-        self._args = args
-        self._kwargs = kwargs
-        self._deaths = 0
-
-    def run(self, process: StageProcess | None) -> Any:
-        """Its value; a generator, if it makes a stream."""
-        moving, thread = self._moving, threading.get_ident()
-        if process is not None:
-            moving.about_to_wait()  # it needs no slot of this process
-        while process is not None:
-            try:
-                streams, value = process.run(
-                    self._fn, self._args, self._kwargs, lambda feeder, on: moving.feeding(feeder, thread if on else 0)
-                )
-            except UnfitError as unfit:
-                moving.pool.drop(process)
-                self._stay_here(unfit)
-                break
-            except LostError as death:
-                process = self._replace(process, death)
-                continue
-            except BaseException:
-                moving.pool.give_back(process)
-                raise
-            if streams:
-                return self._items(process, value)
-            moving.pool.give_back(process)
-            return value
-        return self._fn(*self._fresh_args(), **(self._kwargs or {}))
-
-    def _items(self, process: StageProcess, items: Iterator[Any]) -> Iterator[Any]:
-        made = 0
-        try:
-            for item in items:
-                made += 1
-                yield item
-        except UnfitError as unfit:
-            self._moving.pool.drop(process)
-            self._stay_here(unfit)
-            rest = self.run(None)
-        except LostError as death:
-            rest = self.run(self._replace(process, death))
-        except BaseException:
-            items.close()  # type: ignore[attr-defined]
-            self._moving.pool.give_back(process)
-            raise
-        else:
-            self._moving.pool.give_back(process)
-            return
-        yield from islice(steps_of(rest), made, None)
-
-    def _replace(self, process: StageProcess, death: LostError) -> StageProcess:
-        """After a death: another process, and inputs from the start."""
-        self._moving.pool.drop(process)
-        self._deaths += 1
-        if self._deaths >= self._moving.max_deaths:
-            raise WorkerDied(self._key, self._deaths, str(death))
-        self._args = self._fresh_args()
-        another = self._moving.another(self._forced)
-        if another is None:  # what takes processes down shall not run here
-            raise WorkerDied(self._key, self._deaths, str(death))
-        return another
-
-    def _stay_here(self, unfit: UnfitError) -> None:
-        """The stage can only run here; if it is to run elsewhere, that is an error, unless something says so."""
-        if self._forced and unfit.stays is False:
-            raise explain_unpicklable(str(unfit), self._key, unfit, stays=False)
-
-    def _fresh_args(self) -> list[Any]:
-        return [afresh(arg) for arg in self._args]
-
-
-def streams_in(args: Any) -> list[Stream]:
-    """The streams among arguments, also in lists."""
-    found: list[Stream] = []
-    for arg in args:
-        if type(arg) is Stream:
-            found.append(arg)
-        elif type(arg) is list:
-            found += [item for item in arg if type(item) is Stream]
-    return found
 
 
 def holds_gil(sources: list[Source], live: Iterable[Source]) -> bool:

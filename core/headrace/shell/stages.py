@@ -22,8 +22,9 @@ from headrace.lanes.slots import Batch, Opening
 from headrace.lanes.stages.pool import Pool
 from headrace.observe import timeline
 from headrace.sched import events as e
+from headrace.shell.attempts import streams_in
 from headrace.shell.jobs import Job, Jobs
-from headrace.shell.moving import Moving, streams_in
+from headrace.shell.moving import Moving
 from headrace.stream.gate import Gate
 from headrace.stream.handle import NOBODY, Stream, again, for_task
 from headrace.stream.source import Source
@@ -135,12 +136,16 @@ class Stages:
         args = [for_task(arg, task) for arg in args]
         streams, index, forced = streams_in(args), task - job.base, job.lane == "processes"
         stays = index in job.pinned or (not streams and isinstance(job.errors.get(index), MustStayHere))
-        if stays or not (forced or any(stream.source in self._live for stream in streams)):
+        live = any(stream.source in self._live for stream in streams)
+        if not live and (stays or not forced):
             return fn, args
-        return functools.partial(self._call, task, forced, fn), args
+        return functools.partial(self._call_here if stays else self._call, task, forced, fn), args
 
     def _call(self, task: int, forced: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._moving.call(self._jobs.key_of(task), forced, fn, args, kwargs)
+
+    def _call_here(self, task: int, _: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._moving.call_here(self._jobs.key_of(task), fn, args, kwargs)
 
     def _feeds(self, feeder: int, thread: int) -> None:
         if thread:

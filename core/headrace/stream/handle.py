@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from headrace.errors import MustStayHere, StreamError
 from headrace.store.sizes import weigh
 from headrace.stream.gate import Gate
+from headrace.stream.resuming import Attempt, unbroken
 from headrace.stream.steps import PRODUCERS, steps_of
 
 if TYPE_CHECKING:  # most programs have no stream
@@ -32,13 +33,14 @@ class Stream(Iterator[Any]):
     A stream is kept in memory up to ``stream_buffer_bytes``. Its generator is stopped when nobody can read it any more.
     """
 
-    __slots__ = ("__weakref__", "_claim", "_consumer", "_own", "_source")
+    __slots__ = ("__weakref__", "_attempt", "_claim", "_consumer", "_own", "_source")
 
     def __init__(self, source: Source, consumer: int = NOBODY) -> None:
         """Made by the runtime. ``consumer``: the task that the handle is for; it holds a place at the start."""
         self._source = source
         self._consumer = consumer
         self._own: Iterator[Any] | None = None
+        self._attempt: Attempt | None = None
         self._claim: Claim | None = source.claim(consumer) if consumer != NOBODY else None
         source.handle_made()
 
@@ -52,18 +54,20 @@ class Stream(Iterator[Any]):
 
     def _read(self, sealed: bool = False) -> Iterator[Any]:
         claim, self._claim = self._claim, None
-        return self._source.read(claim, self._consumer, sealed)
+        return self._source.read(claim, self._consumer, sealed, self._attempt)
 
     def __bool__(self) -> bool:
         return True  # as generators are; whether there is an item may take long to say
 
     def __len__(self) -> int:
+        self._source.enter(self._attempt)
         return self._source.wait(float("inf"), self._consumer)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return list(self._read())[index]
         number = operator.index(index)
+        self._source.enter(self._attempt)
         count = self._source.wait(number + 1 if number >= 0 else float("inf"), self._consumer)
         number = number if number >= 0 else count + number
         if not 0 <= number < count:
@@ -116,9 +120,22 @@ class Stream(Iterator[Any]):
         if self._consumer != NOBODY:
             self._source.abandon(self._consumer)
 
+    def begin_again(self) -> None:
+        """For the runtime: if the stream is made again, the handle's task is to begin again, too."""
+        self._attempt = Attempt()
+
+    @property
+    def outdated(self) -> bool:
+        """For the runtime: whether the handle's task has to begin again."""
+        return self._attempt is not None and self._attempt.outdated
+
     def afresh(self) -> Stream:
         """For the runtime: a handle like this one was when it was made."""
-        return Stream(self._source, self._consumer)
+        stream = Stream(self._source, self._consumer)
+        if self._attempt is not None:
+            stream.begin_again()
+            self._attempt.claim = None  # the new handle has one of its own
+        return stream
 
     def close(self) -> None:
         """Reads no more through this handle. The generator is stopped if nobody else does."""
@@ -195,8 +212,7 @@ def again(fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> C
         value = fn(*[arg.now() if type(arg) is _Later else arg for arg in kept], **(kwargs or {}))
         if type(value) not in STREAMS:
             raise StreamError(f"{fn!r} returned a stream the first time, and a {type(value).__name__} the second")
-        steps: Iterator[Any] = iter(value) if type(value) is Stream else steps_of(value)
-        return steps
+        return iter(value) if type(value) is Stream else unbroken(steps_of(value))
 
     return run
 

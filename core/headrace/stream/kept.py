@@ -34,6 +34,8 @@ class Kept:
         self.flow = Flow(budget_bytes)
         self.readers: dict[int, tuple[int, int]] = {}
         """Reader → for which task, in which thread. Also of those that have left."""
+        self.attempt = 0
+        """How often the producer has begun again. Whoever looks without the lock sees this change before the chunks."""
         self.error: BaseException | None = None
         self._traceback: TracebackType | None = None
         self._lock = threading.Lock()
@@ -60,6 +62,16 @@ class Kept:
             dropped = self._drop(self.flow.produced(size_bytes))
         del dropped
         return tail
+
+    def _begin_again(self) -> None:
+        """Everything is made once more."""
+        with self._lock:
+            dropped = self._chunks
+            self.attempt += 1
+            self._tail = []
+            self._before, self._chunks = [0], {0: self._tail}
+            self.flow.began_again()
+        del dropped
 
     def _close(self, error: BaseException | None, traceback: TracebackType | None, stopped: bool = False) -> bool:
         """There will be no more; whether that is new."""
@@ -90,8 +102,8 @@ class Kept:
     def _kept_item(self, index: int) -> list[Any]:
         """An item that was made, alone in a list; nothing if it is not kept."""
         number = bisect_right(self._before, index) - 1
-        chunk = self._chunks.get(number)
-        return [] if chunk is None or self._stopped else [chunk[index - self._before[number]]]
+        chunk, index = self._chunks.get(number), index - self._before[number]
+        return [] if chunk is None or self._stopped else chunk[index : index + 1]
 
     def _kept_items(self) -> list[Any] | None:
         """All items, if they are made and kept."""

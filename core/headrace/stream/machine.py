@@ -10,6 +10,7 @@ Rules:
 3. The producer is *paused* while as much as the budget is still to be read by the slowest reader.
 4. If nobody reads or is expected, whoever has a handle may begin at any time: nothing goes, and the budget holds.
 5. With no reader, nobody expected and no handle, the stream is *unwanted*: the producer stops.
+6. If the producer begins again, there is nothing yet, and all readers are at the start.
 """
 
 from __future__ import annotations
@@ -78,6 +79,12 @@ class Flow:
     def ended(self) -> None:
         """There will be no more chunks."""
         self.over = True
+
+    def began_again(self) -> None:
+        """Everything is made once more; what was made does not count."""
+        self.first = self.made_bytes = 0
+        self._starts.clear()
+        self.readers = dict.fromkeys(self.readers, 0)
 
     def began(self, reader: int) -> bool:
         """A reader begins; whether it finds the stream's start. If not, it does not count: it reads a replay."""

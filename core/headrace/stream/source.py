@@ -18,7 +18,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -26,7 +26,9 @@ from typing import Any, Final, Protocol
 from headrace.errors import StreamError
 from headrace.store.schedstat import schedstat_s
 from headrace.store.sizes import weigh
+from headrace.stream.handle import NOBODY
 from headrace.stream.kept import Claim, Kept, Sealed, opened
+from headrace.stream.resuming import Attempt, MadeAgain, OutdatedError
 
 LONG_S: Final = 0.03
 """After a wait of this length it is looked whether everybody waits in a circle."""
@@ -110,10 +112,17 @@ class Source(Kept):
         self._began_s, self._busy_s = time.perf_counter(), self._busy_so_far_s()
         error: BaseException | None = None
         pending = [opened]
-        try:
-            self._pump(steps, pending)
-        except BaseException as raised:
-            error = raised
+        again: Iterator[Any] | None = steps
+        while again is not None:
+            steps, again = again, None
+            try:
+                self._pump(steps, pending)
+            except MadeAgain as made_again:
+                again = made_again.steps
+                self._begin_again()
+                self._ring()
+            except BaseException as raised:
+                error = raised
         close = getattr(steps, "close", None)
         if close is not None:
             try:
@@ -241,46 +250,77 @@ class Source(Kept):
 
     # ---- reading
 
-    def read(self, claim: Claim | None, consumer: int, sealed: bool = False) -> Iterator[Any]:
+    def read(
+        self, claim: Claim | None, consumer: int, sealed: bool = False, attempt: Attempt | None = None
+    ) -> Iterator[Any]:
         """All items from the start. Blocks for those that are not there yet, in the thread that iterates.
 
         Args:
             claim: a place at the start, held since before; else one is looked for when the iteration begins.
             consumer: the task that reads, or ``NOBODY``.
             sealed: what is in another process may stay there, as :class:`headrace.stream.kept.Sealed`.
+            attempt: the only one that is to be read; without it, the next one is read from where the last one was left.
+
+        Raises:
+            OutdatedError: there is another attempt.
         """
         claim = claim or self.claim(consumer)
-        number = count = 0
+        number = count = skip = 0
+        present = self.enter(attempt)
         if claim is not None:
             self.readers[claim.reader] = consumer, threading.get_ident()
         while claim is not None:
             chunk = self._chunks.get(number)
+            if present != self.attempt:
+                present = self.enter(attempt)
+                skip, number, count = skip + count, 0, 0
+                continue
             if chunk is None:
                 break  # it was taken for gone
             index = 0
-            while True:
-                while index < len(chunk):
-                    if type(chunk[index]) is Sealed and not sealed:
-                        yield chunk[index].brings()
-                    else:
-                        yield chunk[index]
-                    index += 1
+            while present == self.attempt:
+                if skip:
+                    some = min(skip, len(chunk) - index)
+                    index, skip = index + some, skip - some
+                else:
+                    while index < len(chunk):
+                        if type(chunk[index]) is Sealed and not sealed:
+                            yield chunk[index].brings()
+                        else:
+                            yield chunk[index]
+                        index += 1
                 if number < self.flow.next:
                     if self._stopped:
                         self._raise()
                     if index == len(chunk):
                         break
                 elif self.flow.over:
-                    if index == len(chunk):
+                    if index == len(chunk) and present == self.attempt:
                         self._raise()
+                        if skip:
+                            raise StreamError(f"stream {self.name} was made again, and is shorter than it was")
                         return
                 else:
                     self._more(chunk, index, number, consumer)
             count += index
             number += 1
-            self._advance(claim.reader, number)
-        for item in itertools.islice(self.replay(), count, None):
+            self._advance(claim.reader, number, present)
+        for item in itertools.islice(self.replay(), count + skip, None):
             yield item if sealed else opened(item)
+
+    def enter(self, attempt: Attempt | None) -> int:
+        """The number of the present attempt, which is about to be read.
+
+        Raises:
+            OutdatedError: another one was read before.
+        """
+        if attempt is not None and not attempt.covers(self.attempt):
+            attempt.outdated = True
+            attempt.claim = attempt.claim or self.claim(NOBODY)
+            if attempt.claim is not None:
+                self.readers[attempt.claim.reader] = NOBODY, attempt.thread
+            raise OutdatedError(f"stream {self.name} is made again, and is to be read again")
+        return self.attempt
 
     def _more(self, chunk: list[Any], index: int, number: int, consumer: int) -> None:
         """Returns when there may be more than these items of this chunk."""
@@ -320,10 +360,11 @@ class Source(Kept):
         while bells:
             bells.popleft().put(None)
 
-    def _advance(self, reader: int, chunk: int) -> None:
+    def _advance(self, reader: int, chunk: int, attempt: int) -> None:
         with self._lock:
             dropped = self._settle()
-            dropped += self._drop(self.flow.advanced(reader, chunk))
+            if attempt == self.attempt:
+                dropped += self._drop(self.flow.advanced(reader, chunk))
         self._wake_producer()
         del dropped
 
@@ -382,7 +423,7 @@ class Source(Kept):
 
     def item(self, index: int) -> Any:
         """One item; it must have been made."""
-        kept = self._kept_item(index) or itertools.islice(self.replay(), index, None)
+        kept: Iterable[Any] = self._kept_item(index) or itertools.islice(self.replay(), index, None)
         return opened(next(iter(kept)))
 
     def everything(self) -> list[Any] | None:

@@ -4,9 +4,9 @@
 
     owner                                                    stage process
     CALL ─────────────────────────────────────────────────►  unpickle, call
-         ◄───────────── MORE (input), at most one ahead ───
+         ◄── MORE (input, progress), at most one ahead ────
     BATCH (call, input, items, the end?) ─────────────────►  read by the call
-         ◄───── STREAM, then BATCH (items) ... ENDED ──────  its generator
+         ◄── STREAM, then BATCH (items, progress), ENDED ──  its generator
     TAKEN (bytes, ranges) ────────────────────────────────►  so much of large items may be ahead again
          ◄───── or VALUE; or FAILED; or UNFIT ─────────────  its result
     STOP ─────────────────────────────────────────────────►  closes its generator, then ENDED
@@ -14,7 +14,8 @@
 Large items are not in the messages: a :class:`Large` stands for each, and the item is in shared memory. Whose memory
 that is, each side shows the other once (ARENA; ATTACH and, when that process is gone, DETACH), with its descriptor.
 Every message of a process begins with the ranges that it has ceased to read (CLOSED says nothing else). What a call
-warns of or logs comes as SAID, at once. A side that does not receive makes the other one wait: sending blocks.
+warns of or logs comes as SAID, at once; how far a resumable one has come as CAME, if nothing else says it. A side that
+does not receive makes the other one wait: sending blocks.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from headrace.lanes.processes.parcels import Parcel
 from headrace.store.pickling import Packed, pack, unpack
 
 CALL, BATCH, STOP, TAKEN, ATTACH, DETACH = range(6)  # BATCH goes both ways
-HELLO, MORE, STREAM, VALUE, ENDED, FAILED, UNFIT, ARENA, CLOSED, SAID = range(10, 20)
+HELLO, MORE, STREAM, VALUE, ENDED, FAILED, UNFIT, ARENA, CLOSED, SAID, CAME = range(10, 21)
 
 LARGE_BYTES: Final = 256 * 1024
 """From this size an item goes through shared memory by itself; below, two copies through the socket cost less."""
@@ -126,6 +127,13 @@ class Frames:
         except OSError:
             pass
         self.socket.close()
+
+
+Progress: TypeAlias = tuple[int, int]
+"""How far a generator that reads one stream has come, all that it has yielded before being on its way to the owner: for
+how many items it has asked, the one that it is at included; and how many it has yielded for that one. Plain, because
+one is made for every item."""
+BEGINNING: Final[Progress] = (0, 0)
 
 
 class Input:

@@ -21,7 +21,7 @@ from headrace.lanes.processes.failures import describe_failure, must_stay
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.surroundings import flush_output, follow_owner, write_lines_at_once
 from headrace.lanes.stages import frames
-from headrace.lanes.stages.frames import Frames, Input, Large
+from headrace.lanes.stages.frames import Frames, Input, Large, Progress
 from headrace.lanes.stages.memory import Memory
 from headrace.store.sizes import weigh
 from headrace.stream.handle import Stream
@@ -29,6 +29,7 @@ from headrace.stream.source import Source
 from headrace.stream.steps import PRODUCERS, steps_of
 
 _FLUSH_S: Final = 0.0005
+_REPORT_S: Final = 0.005
 _FLUSH_BYTES: Final = 256 * 1024
 _NOBODY: Final = -1
 _EVERYTHING: Final = 1 << 62
@@ -68,6 +69,10 @@ class Helper:
         self._items: list[Any] = []
         self._large_bytes = 0  # of those items
         self._flushing = threading.Lock()
+        self._progress = frames.BEGINNING  # changed with those items
+        self._resumed = frames.BEGINNING  # up to here, what the call yields was yielded before
+        self._reports = False  # whether somebody wants to know the progress
+        self._reported_s = 0.0
         self._late: SimpleQueue[None] = SimpleQueue()
 
     def run(self) -> NoReturn:
@@ -111,7 +116,7 @@ class Helper:
                     self._memory.refuse(queue.get()[0])
         with self._flushing:
             self._memory.take_back(self._items)
-            self._items, self._large_bytes = [], 0
+            self._items, self._large_bytes, self._progress = [], 0, frames.BEGINNING
 
     # ---- the thread that receives
 
@@ -152,9 +157,18 @@ class Helper:
         self._send(frames.CLOSED)
 
     def _prepare(
-        self, path: list[str], directory: str | None, states: Any, inputs: int, number: int, call: Any
+        self,
+        path: list[str],
+        directory: str | None,
+        states: Any,
+        inputs: int,
+        number: int,
+        resumed: Progress | None,
+        call: Any,
     ) -> None:
         self._stopped = False
+        self._resumed = resumed or frames.BEGINNING
+        self._reports = resumed is not None
         self._number = number
         self._inputs = [SimpleQueue() for _ in range(inputs)]
         self._memory.begin()
@@ -215,7 +229,8 @@ class Helper:
 
     def _items_of(self, number: int) -> Iterator[Any]:
         queue = self._inputs[number]
-        self._send(frames.MORE, number)
+        self._send(frames.MORE, number, None)
+        self._ask()
         while True:
             if queue.empty():
                 self._flush()
@@ -224,7 +239,7 @@ class Helper:
                 if isinstance(end, _Stopped) or self._stopped:
                     raise _Stopped
                 if end is None:
-                    self._send(frames.MORE, number)
+                    self._send(frames.MORE, number, self._sent_progress())
                 items.reverse()
                 while items:
                     item = items.pop()
@@ -232,6 +247,7 @@ class Helper:
                         item = self._memory.open(item.parcel)
                     yield item
                     del item  # it is the reader's
+                    self._ask()
             finally:
                 self._memory.refuse(items)
             if end is not None:
@@ -239,17 +255,34 @@ class Helper:
                     raise end
                 return
 
+    def _ask(self) -> None:
+        """The call asks for an item, and has finished the one before."""
+        self._progress = self._progress[0] + 1, 0
+        if self._reports and time.monotonic() - self._reported_s > _REPORT_S:
+            self._flush()
+            self._send(frames.CAME, self._progress)
+            self._reported_s = time.monotonic()
+
+    def _sent_progress(self) -> Progress | None:
+        with self._flushing:
+            return None if self._items or self._progress < self._resumed else self._progress
+
     def _produce(self, steps: Any) -> None:
         flushed_s, small_bytes = 0.0, 0
         try:
             for item in steps:
                 if self._stopped:
                     raise _Stopped
+                asked, yielded = self._progress
+                if (asked, yielded) < self._resumed:
+                    self._progress = asked, yielded + 1
+                    continue
                 size = weigh(item)
                 if size >= frames.LARGE_BYTES:
                     item = self._memory.put(item, size)
                 with self._flushing:  # or it could join a list that has just been sent
                     self._items.append(item)
+                    self._progress = asked, yielded + 1
                     self._large_bytes += size if type(item) is Large else 0
                 small_bytes += size
                 del item
@@ -272,7 +305,7 @@ class Helper:
             self._memory.wait_for_credit(self._large_bytes)
             if self._stopped:
                 return
-            self._send(frames.BATCH, self._items, self._large_bytes)
+            self._send(frames.BATCH, self._items, self._large_bytes, self._progress)
             self._items, self._large_bytes = [], 0
 
     def _flush_late(self) -> None:

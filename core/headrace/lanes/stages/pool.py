@@ -65,9 +65,9 @@ class Pool:
         return process
 
     def give_back(self, process: StageProcess) -> None:
-        """A process has nothing to do any more."""
+        """A process has nothing to do any more. One that goes on all the same is ended."""
         with self._lock:
-            if process.alive and process in self._all:
+            if process.alive and not process.busy and process in self._all:
                 self._idle[process] = time.monotonic()
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._look_after, name="headrace-stages", daemon=True)

@@ -27,7 +27,7 @@ from headrace.lanes.processes.parcels import Parcel, is_shared
 from headrace.lanes.processes.surroundings import directory
 from headrace.lanes.stages import frames
 from headrace.lanes.stages.exchange import Exchange
-from headrace.lanes.stages.feeder import Feeder
+from headrace.lanes.stages.feeder import Inputs, Target
 from headrace.lanes.stages.frames import Frames, Input, Large
 from headrace.obituary import describe_exit
 from headrace.store.hashes import forbid_hash
@@ -41,6 +41,8 @@ _BOOTSTRAP: Final = (
     "from headrace.lanes.stages.helper import main; main(*map(int, sys.argv[2:6]))"
 )
 _END_WITHIN_S: Final = 1.0
+_LAST: Final = frozenset({frames.VALUE, frames.ENDED, frames.FAILED, frames.UNFIT})
+"""What a process says last about a call."""
 
 
 class LostError(Exception):
@@ -88,6 +90,8 @@ class StageProcess:
         self._attached = {place}
         self._attaching = threading.Lock()
         self.ready = False
+        self.busy = False
+        """Whether a call runs there: it has not said that it is over."""
         self._unfit = False
         self._calls = 0
 
@@ -102,14 +106,12 @@ class StageProcess:
             self.ready = True
         return self.ready
 
-    def run(
-        self, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None, feeding: Callable[[int, bool], object]
-    ) -> tuple[bool, Any]:
+    def run(self, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None, inputs: Inputs) -> tuple[bool, Any]:
         """Calls ``fn`` there. Blocks until it has returned.
 
         Args:
             args: with streams, also in lists; these are fed.
-            feeding: called in each thread that feeds one, with its number, when it begins and when it ends.
+            inputs: what feeds them; for the caller to stop when it has what it wants.
 
         Returns:
             Whether it makes a stream, and an iterator over that; or its value.
@@ -128,62 +130,53 @@ class StageProcess:
         except UnpicklableError as error:
             raise UnfitError(str(error), must_stay(error)) from error
         self._calls += 1
-        feeders = [
-            Feeder(stream, (self._calls, number), self._send_items, self._give_up, feeding)
-            for number, stream in enumerate(streams)
-        ]
         path = [p for p in sys.path if type(p) is str]
-        kind = -1
-        try:
-            self._show(call)
-            self._send(frames.CALL, path, directory(), companions.states(), len(streams), self._calls, call)
-            kind, rest = self._serve(feeders)
-        finally:
-            if kind != frames.STREAM:
-                for feeder in feeders:
-                    feeder.stop()
-        return (True, self._items(feeders)) if kind == frames.STREAM else (False, rest[0])
+        targets = [Target((self._calls, number), self._send_items, self._give_up) for number in range(len(streams))]
+        start = inputs.connect(streams, targets)
+        self._show(call)
+        self.busy = True
+        self._send(frames.CALL, path, directory(), companions.states(), len(streams), self._calls, start, call)
+        inputs.called()
+        kind, rest = self._serve(inputs)
+        return (True, self._items(inputs)) if kind == frames.STREAM else (False, rest[0])
 
-    def _items(self, feeders: list[Feeder]) -> Iterator[Any]:
-        ended = False
+    def _items(self, inputs: Inputs) -> Iterator[Any]:
         try:
             while True:
-                kind, rest = self._serve(feeders)
+                kind, rest = self._serve(inputs)
                 if kind == frames.ENDED:
-                    ended = True
                     return
-                items, large_bytes = rest
+                items, large_bytes, progress = rest
                 items.reverse()
                 while items:
                     yield items.pop()  # none of them is kept here
+                inputs.came_to(progress)
                 if large_bytes:
                     self._send(frames.TAKEN, large_bytes, self._exchange.free_ranges(self._place))
         except GeneratorExit:
-            ended = self._stop(feeders)
+            self._stop()
             raise
-        finally:
-            for feeder in feeders:
-                feeder.stop()
-            if not ended:
-                self.kill()
 
-    def _stop(self, feeders: list[Feeder]) -> bool:
-        """Nobody wants the rest: has the generator closed; whether that has worked."""
+    def _stop(self) -> None:
+        """Nobody wants the rest: has the generator closed, if that does not take long."""
         try:
             self._channel.send(frames.STOP)
             while self._channel.readable(_END_WITHIN_S):
-                if self._receive()[0] in (frames.ENDED, frames.FAILED, frames.UNFIT):
-                    return True
+                if self._receive()[0] in _LAST:
+                    self.busy = False
+                    return
         except (LostError, OSError):
             pass
-        return False
 
-    def _serve(self, feeders: list[Feeder]) -> tuple[int, list[Any]]:
+    def _serve(self, inputs: Inputs) -> tuple[int, list[Any]]:
         """Receives until there is something for the caller."""
         while True:
             kind, rest = self._receive()
+            self.busy = kind not in _LAST
             if kind == frames.MORE:
-                feeders[rest[0]].ask()
+                inputs.ask(*rest)
+            elif kind == frames.CAME:
+                inputs.came_to(rest[0])
             elif kind == frames.FAILED:
                 raise revive_failure(rest[0])
             elif kind == frames.UNFIT:
