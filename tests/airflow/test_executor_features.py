@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, anywhere: Any) -> Path:
 @pytest.fixture(scope="module")
 def run(anywhere: Any, folder: Path) -> Any:
     anywhere.api.request("POST", "/pools", json={"name": "one_at_a_time", "slots": 1})
+    anywhere.wait_for_dags({"consumes"})
     anywhere.api.set_paused("consumes", False)
     return anywhere.run("features", {"folder": str(folder)}, timeout_s=240)
 
