@@ -28,7 +28,7 @@ def consume(numbers):
     return total
 
 
-@dag(schedule=None, tags=["headrace-stream"])
+@dag(schedule=None)
 def headrace_stream():
     consume(produce())
 
