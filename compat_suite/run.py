@@ -169,10 +169,10 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> str:
     return "" if code in (0, 1) else f"pytest ended with {code}"  # 1: some tests failed, which is not trouble yet
 
 
-def _kill_marked(mark: str, grace_s: float = 2.0) -> list[str]:
+def _kill_marked(mark: str, grace_s: float = 10.0) -> list[str]:
     """Kills whatever still carries this run's mark in its environment; gives the command lines.
 
-    Workers notice by themselves that their owner has gone; they get a moment for that.
+    Workers notice by themselves that their owner has gone; they get time for that, even on a busy machine.
     """
     deadline = time.monotonic() + grace_s
     while (found := _marked(mark)) and time.monotonic() < deadline:
