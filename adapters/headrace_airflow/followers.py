@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from headrace.obituary import describe_exit
 from headrace_airflow import candidates, wire
 from headrace_airflow.ahead import STOPPED, Feed
 from headrace_airflow.candidates import Candidate
@@ -140,6 +142,7 @@ class Followers:
             if code == 0:
                 self.tell(id, "done")
             else:
+                _say_why(follower, code)
                 self.tell(id, "gone")
                 self.drop(id)
 
@@ -182,3 +185,12 @@ class Followers:
         for follower in self._known.values():
             if follower.task is not None:
                 follower.task.close()
+
+
+def _say_why(follower: Follower, code: int) -> None:
+    """Tells the daemon's log: no task will find it any more."""
+    assert follower.task is not None  # it was forked
+    told = next((message["why"] for message, _ in follower.task.receive() if "why" in message), describe_exit(code))
+    name = f"{follower.instance.dag_id}.{follower.instance.task_id}"
+    sys.stderr.write(f"headrace zygote: {name} has not run ahead to its end: {told}\n")
+    sys.stderr.flush()

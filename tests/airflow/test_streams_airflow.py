@@ -59,6 +59,7 @@ stock_generator()
 stock_mapped_generator()
 """
 PIPELINED = "This task was pipelined"
+DISCARDED = "What ran ahead of this task is discarded"
 LONG_S = 60
 
 
@@ -335,7 +336,11 @@ class TestWithoutAWord:
     @pytest.mark.parametrize("task_id", CONTAINED)
     def test_what_can_be_told_is_not(self, streams: Any, contained: DagRun, task_id: str) -> None:
         assert streams.xcom(contained, task_id) == CONTAINED[task_id]
-        assert PIPELINED not in streams.log(contained, task_id)
+        log = streams.log(contained, task_id)
+        assert PIPELINED not in log
+        (of_daemon,) = streams.home.folder.rglob("daemon.log")
+        was_stopped = f"stream_contained.{task_id} has not run ahead" in of_daemon.read_text() or DISCARDED in log
+        assert was_stopped is (task_id not in ("says_no", "is_watched"))
 
     def test_the_task_alone_has_an_effect(self, streams: Any, contained: DagRun) -> None:
         assert found_notes == [str(streams.task(contained, "writes").pid)]
