@@ -3,21 +3,19 @@
 Values come in two ways: the main thread stores what it has computed, the io thread stores what the owner sends. The
 latter are not unpickled before a task asks for them, so that what goes wrong there can be laid to that task.
 
-Invariants: a segment (place, offset) that was sent here is reported in ``closed`` exactly once, when its map is gone or
-when it is dropped unread; a value that was dropped while its task was still to run is never stored.
+Invariants: a segment (place, offset) that was sent here is reported in the shelf's ``closed`` exactly once, when its
+map is gone or when it is dropped unread; a value that was dropped while its task was still to run is never stored.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared, open_parcel, segment_of, wrap
+from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared, segment_of
+from headrace.lanes.processes.shelf import Shelf
 from headrace.store.pickling import Packed, pack
-from headrace.store.segments import Arena, Atlas
 
 _MISSING: Final = object()
 
@@ -44,15 +42,11 @@ class Holdings:
     """
 
     def __init__(self, place: int, announce: Callable[[int], None]) -> None:
-        self._place = place
+        self.shelf = Shelf(place, announce)
         self._small_bytes = 0
-        self._announce = announce
         self._values: dict[int, Any] = {}
         self._unwanted: set[int] = set()
         self._lock = threading.Lock()
-        self._arena: Arena | None = None
-        self._atlas = Atlas()
-        self.closed: deque[tuple[int, int]] = deque()
 
     def set_small_bytes(self, small_bytes: int) -> None:
         """What is larger goes through shared memory."""
@@ -117,7 +111,7 @@ class Holdings:
 
     def open(self, parcel: Parcel) -> Any:
         """Unpickles a parcel. The answer to its sending is taken care of, also if this raises."""
-        return open_parcel(parcel, self._atlas, self.closed)
+        return self.shelf.open(parcel)
 
     def drop(self, tasks: Iterable[int], to_come: Callable[[int], bool]) -> None:
         """Forgets values, also of tasks that are still ``to_come``."""
@@ -138,7 +132,7 @@ class Holdings:
 
     def _answer(self, parcel: Parcel) -> None:
         if is_shared(parcel):
-            self.closed.append(segment_of(parcel))
+            self.shelf.closed.append(segment_of(parcel))
 
     def publish(self, task: int) -> tuple[Parcel, bool]:
         """Makes a value readable for everybody.
@@ -163,7 +157,7 @@ class Holdings:
 
     def wrap(self, packed: Packed) -> Parcel:
         """Makes a parcel: small ones whole, large ones in the arena."""
-        return wrap(packed, self._small_bytes, self._place, self._open_arena)
+        return self.shelf.wrap(packed, self._small_bytes)
 
     def _exchange(self, task: int, packed: Packed, parcel: Parcel) -> bool:
         """Reads a published value from shared memory from now on, if most of it is buffers: one copy less is alive."""
@@ -176,28 +170,3 @@ class Holdings:
             self._values[task] = Unopened(parcel)
         del before
         return True
-
-    def _open_arena(self) -> Arena:
-        with self._lock:
-            if self._arena is None:
-                self._arena = Arena(self._place)
-                self._atlas.attach(self._place, os.dup(self._arena.fd))
-                self._announce(self._arena.fd)
-            return self._arena
-
-    def attach(self, place: int, fd: int) -> None:
-        """Makes another process's arena readable; the descriptor is taken over."""
-        self._atlas.attach(place, fd)
-
-    def detach(self, place: int) -> None:
-        self._atlas.detach(place)
-
-    def free(self, offset: int) -> None:
-        """A segment of the own arena may be used again."""
-        if self._arena is not None:
-            self._arena.free(offset)
-
-    def trim(self) -> None:
-        """Gives memory that is not in use back to the system."""
-        if self._arena is not None:
-            self._arena.trim()

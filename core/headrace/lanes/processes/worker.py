@@ -110,8 +110,8 @@ class Worker:
             wire.PUBLISH: self._publish,
             wire.DROP: self._drop,
             wire.REVOKE: self._revoke,
-            wire.DETACH: self._holdings.detach,
-            wire.FREE: self._holdings.free,
+            wire.DETACH: self._holdings.shelf.detach,
+            wire.FREE: self._holdings.shelf.free,
             wire.FORGET: self._forget_functions,
             wire.STOP: lambda: self._queue.put(self._stop),
             wire.PREIMPORT: lambda names: self._queue.put(lambda: self._get_ready(names)),
@@ -305,7 +305,7 @@ class Worker:
 
     def _send(self) -> None:
         """Sends everything in the outbox, and which maps are closed."""
-        outbox, closed = self._outbox, self._holdings.closed
+        outbox, closed = self._outbox, self._holdings.shelf.closed
         if not outbox and not closed:
             return
         with self._sending:
@@ -343,7 +343,7 @@ class Worker:
                 else:
                     self._send()
                     if timeout_ms == _TRIM_MS:
-                        self._holdings.trim()
+                        self._holdings.shelf.trim()
                 timeout_ms = self._patience(timeout_ms)
         except BaseException as error:
             # Without this thread the worker is deaf: its death is a message that the owner understands.
@@ -354,7 +354,7 @@ class Worker:
         ops, ended = self._channel.receive()
         for op, descriptors in ops:
             if op[0] == wire.ATTACH:
-                self._holdings.attach(op[1], descriptors.pop(0))
+                self._holdings.shelf.attach(op[1], descriptors.pop(0))
             else:
                 self._handlers[op[0]](*op[1:])
         if ended:
@@ -364,7 +364,7 @@ class Worker:
         """How long to wait for the owner before looking at the outbox again."""
         if self._pending or self._current != _NOBODY:
             return _BUSY_MS
-        if self._outbox or self._holdings.closed:
+        if self._outbox or self._holdings.shelf.closed:
             return _CLOSED_MS
         return None if before_ms in (None, _TRIM_MS) else _TRIM_MS
 

@@ -137,7 +137,7 @@ class Helper:
             for queue in self._inputs:
                 queue.put(([], _Stopped()))
         elif kind == frames.TAKEN:
-            self._memory.free(rest[1])
+            self._memory.free_all(rest[1])
             self._memory.taken(rest[0])
             if self._number == _NOBODY:
                 self._memory.trim()
