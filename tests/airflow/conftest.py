@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for stores.py
+sys.path.insert(0, str(Path(__file__).parent))  # for stores.py, aheads.py
 
 DAGS = Path(__file__).parent / "dags"
 HEADRACE = "headrace_airflow.HeadraceExecutor"
