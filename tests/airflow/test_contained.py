@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from aheads import Start, starting
-from airflow.sdk import Variable, get_current_context, listener, task
+from airflow.sdk import Asset, Metadata, Variable, get_current_context, listener, task
 
 from headrace_airflow import ahead, containment
 
@@ -102,38 +102,45 @@ def system_call(*arguments: Any) -> Callable[[], object]:
     return lambda: ctypes.CDLL(None).syscall(*arguments)
 
 
-TRIES: dict[str, Callable[[], object]] = {
-    "a function that writes": leave_a_trace,
-    "an attribute": lambda: Hostile().anything,
-    "an operator": lambda: Hostile() + 1,
-    "a destructor": drop_it,
-    "a replaced builtin": lambda: sum([1]),
-    "code made on the way": lambda: exec("leave_a_trace()", globals()),
-    "a thread": write_in_a_thread,
-    "a logger": log_to_a_file,
-    "an import": lambda: __import__("turtledemo"),
-    "a file that is read": lambda: FILE.read_text(),
-    "a look for a file": FILE.exists,
-    "a file that is open": flush_early,
-    "a connection that is open": lambda: EARLY_SOCKET[0].send(b"out"),
-    "standard input": lambda: os.read(0, 1),
-    "a new connection": lambda: socket.create_connection(("127.0.0.1", 9)),
-    "a datagram": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"out", str(FILE)),
-    "another process": os.fork,
-    "a program": lambda: os.system("true"),
-    "a signal": lambda: os.kill(os.getppid(), 0),
-    "shared memory": map_shared,
-    "another folder": lambda: os.chdir("/"),
-    "a descriptor of ours": lambda: os.dup2(EARLY.fileno(), 1),
-    "a system call": system_call(2, os.fsencode(FILE), os.O_CREAT | os.O_WRONLY, 0o600),
-    "a system call of 32 bits": system_call(0x40000000 + 2, os.fsencode(FILE), os.O_CREAT | os.O_WRONLY, 0o600),
-    "a fork under another name": system_call(56, signal.SIGCHLD, 0, 0, 0, 0),
-    "a variable of its task": lambda: os.getenv("AIRFLOW_CTX_DAG_ID", "none"),
-    "all variables": lambda: dict(os.environ),
-    "a Variable": lambda: Variable.get("name", default=None),
-    "the context": get_current_context,
-    "a thread that goes on": lambda: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(),
-    "the end of its process": lambda: atexit.register(print),
+OPEN, KERNEL = "open(", "its process has ended"
+TRIES: dict[str, tuple[Callable[[], object], str]] = {
+    "a function that writes": (leave_a_trace, OPEN),
+    "an attribute": (lambda: Hostile().anything, OPEN),
+    "an operator": (lambda: Hostile() + 1, OPEN),
+    "a destructor": (drop_it, OPEN),
+    "a replaced builtin": (lambda: oct(1), OPEN),
+    "code made on the way": (lambda: exec("leave_a_trace()", globals()), OPEN),
+    "a thread": (write_in_a_thread, OPEN),
+    "a logger": (log_to_a_file, OPEN),
+    "an import": (lambda: __import__("turtledemo"), "import('turtledemo')"),
+    "a file that is read": (lambda: FILE.read_text(), OPEN),
+    "a look for a file": (FILE.exists, KERNEL),
+    "a file that is open": (flush_early, KERNEL),
+    "a connection that is open": (lambda: EARLY_SOCKET[0].send(b"out"), KERNEL),
+    "standard input": (lambda: os.read(0, 1), KERNEL),
+    "a new connection": (socket.socket, KERNEL),
+    "a datagram": (lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"out", str(FILE)), KERNEL),
+    "another process": (os.fork, KERNEL),
+    "a program": (lambda: os.system("true"), "os.system"),
+    "a signal": (lambda: os.kill(os.getppid(), 0), KERNEL),
+    "shared memory": (map_shared, KERNEL),
+    "another folder": (lambda: os.chdir("/"), KERNEL),
+    "a descriptor of ours": (lambda: os.dup2(EARLY.fileno(), 1), KERNEL),
+    "a system call": (system_call(2, os.fsencode(FILE), os.O_CREAT | os.O_WRONLY, 0o600), KERNEL),
+    "a system call of 32 bits": (
+        system_call(0x40000000 + 2, os.fsencode(FILE), os.O_CREAT | os.O_WRONLY, 0o600),
+        KERNEL,
+    ),
+    "a fork under another name": (system_call(56, signal.SIGCHLD, 0, 0, 0, 0), KERNEL),
+    "a variable of its task": (lambda: os.getenv("AIRFLOW_CTX_DAG_ID", "none"), "the variable AIRFLOW_CTX_DAG_ID"),
+    "all variables": (lambda: dict(os.environ), "all variables"),
+    "a Variable": (lambda: Variable.get("name", default=None), "it asks for"),
+    "the context": (get_current_context, "its context"),
+    "a thread that goes on": (
+        lambda: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(),
+        "work for later",
+    ),
+    "the end of its process": (lambda: atexit.register(print), "work for later"),
 }
 
 
@@ -146,16 +153,18 @@ def no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a DAG file may have replaced what everybody uses."""
-    monkeypatch.setattr(builtins, "sum", lambda items: leave_a_trace())
+    monkeypatch.setattr(builtins, "oct", lambda number: leave_a_trace())
     monkeypatch.setattr(os, "_exit", lambda code: None)
 
 
 @pytest.mark.usefixtures("replaced")
 @pytest.mark.parametrize("name", TRIES)
-def test_it_is_stopped_before_it_does_anything(start: Start, name: str) -> None:
-    process = start(whatever_happens(TRIES[name]), contained=True)
+def test_it_is_stopped_before_it_does_anything(start: Start, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    function, why = TRIES[name]
+    process = start(whatever_happens(function), contained=True)
     assert process.taken(process.end()) == ("again", [])
-    assert process.exit_code() in (ahead.STOPPED, -signal.SIGSYS)
+    assert process.exit_code() == (-signal.SIGSYS if why == KERNEL else ahead.STOPPED)
+    assert why in caplog.text
     assert not FILE.exists()
 
 
@@ -163,6 +172,7 @@ def test_it_is_stopped_before_it_does_anything(start: Start, name: str) -> None:
 def writes_between_items(items):
     for item in items:
         yield item
+        yield Metadata(Asset("rows"))
         leave_a_trace()
 
 
@@ -186,10 +196,11 @@ def is_decorated(items):
 
 
 @pytest.mark.parametrize("consumer", [writes_between_items, returns_what_writes, is_decorated])
-def test_contained_is_all_of_a_function(start: Start, consumer: Any) -> None:
+def test_contained_is_all_of_a_function(start: Start, caplog: pytest.LogCaptureFixture, consumer: Any) -> None:
     process = start(consumer, contained=True)
     assert process.taken(process.end()) == ("again", [])
-    assert process.exit_code() in (ahead.STOPPED, -signal.SIGSYS)
+    assert process.exit_code() == ahead.STOPPED
+    assert OPEN in caplog.text
     assert not FILE.exists()
 
 
@@ -203,10 +214,11 @@ class WritesWhenRead:
         return leave_a_trace, ()
 
 
-def test_contained_is_the_reading_of_items_too(start: Start) -> None:
+def test_contained_is_the_reading_of_items_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     process = start(lists, contained=True, first=WritesWhenRead())
-    process.producer.end()
-    assert process.exit_code() in (ahead.STOPPED, -signal.SIGSYS)
+    assert process.taken(process.producer.end()) == ("again", [])
+    assert process.exit_code() == ahead.STOPPED
+    assert OPEN in caplog.text
     assert not FILE.exists()
 
 
