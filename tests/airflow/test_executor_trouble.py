@@ -97,8 +97,8 @@ class TestTasks:
     def test_have_all_that_they_wrote_in_their_logs(self, airflow: Any, misbehaved: Any) -> None:
         folder = airflow.home.folder / "logs" / f"dag_id={misbehaved.dag_id}" / f"run_id={misbehaved.run_id}"
         with open(folder / "task_id=floods" / "attempt=1.log", "rb") as log:
-            written = [found[1] for line in log if (found := re.search(rb'"event": ?"(x+)"', line))]
-        assert sum(map(len, written)) == FLOOD_BYTES
+            written = sum(len(found[1]) for line in log if (found := re.search(rb'"event": ?"(x+)"', line)))
+        assert written == FLOOD_BYTES
 
     def test_leave_nothing_behind(self, airflow: Any, misbehaved: Any) -> None:
         groups = {task.pid for task in airflow.tasks(misbehaved)}
