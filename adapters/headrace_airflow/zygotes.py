@@ -49,6 +49,7 @@ class Zygotes:
         self._known: dict[int, _Zygote] = {}
 
     def start(self, number: int, file: admission.FileKey | None) -> None:
+        """Starts one, which parses the file at once; without a file: the bare one."""
         child = self._forks.fork(
             "zygote",
             lambda message, _fds: self._hear(number, message),
