@@ -182,6 +182,16 @@ def ignores_values(posttask: Any) -> bool:
     return owner.__module__ == "dask.diagnostics.profile" and owner.__name__ == "Profiler"
 
 
+def is_of_bags(fn: Any) -> bool:
+    """Whether it is one of the functions of its own that a bag hands its partitions to."""
+    return fn is filter or getattr(fn, "__module__", None) == "dask.bag.core"
+
+
+def is_reify(fn: Any) -> bool:
+    """Whether it makes a list of a bag's partition that is an iterator."""
+    return is_of_bags(fn) and getattr(fn, "__name__", None) == "reify"
+
+
 def writers() -> frozenset[int]:
     """Identities of dask's functions that write into an object handed to them, which may exist in this process only."""
     module = sys.modules.get("dask.array.core")
@@ -223,6 +233,8 @@ __all__ = [
     "get_of_pool",
     "identity_cast",
     "ignores_values",
+    "is_of_bags",
+    "is_reify",
     "key_split",
     "kinds",
     "literal_of",

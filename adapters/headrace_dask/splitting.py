@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from headrace.program import last_reads, run_program
 from headrace.task import Call, Hole
+from headrace_dask import internals
 from headrace_dask.compiling import Ref, refs_of
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
@@ -68,7 +69,9 @@ def _part(steps: Sequence[Call], start: int, keys: Sequence[Hashable], made: dic
         return -1 - inputs.setdefault(key, len(inputs))
 
     new: list[Call] = []
-    for fn, args, kwargs, holes in steps:
+    for number, (fn, args, kwargs, holes) in enumerate(steps, start):
+        if internals.is_reify(fn) and _source(holes) in made and _is_read_lazily(number, steps, start):
+            fn = item_by_item
         moved: list[Hole] = []
         for position, source in holes:
             moved.append((position, register(source) if isinstance(source, int) else tuple(map(register, source))))
@@ -80,6 +83,21 @@ def _part(steps: Sequence[Call], start: int, keys: Sequence[Hashable], made: dic
         return Part(fn, args, kwargs, refs_of(holes, names), last)
     names.reverse()
     return Part(run_program, (tuple(new), last_reads(new), None), None, [(2, names)], last)
+
+
+def item_by_item(part: Any) -> Iterator[Any]:
+    """What stands for ``reify`` between a stream and what reads it item by item: there is no need to have all of it."""
+    return (list(item) if isinstance(item, Iterator) else item for item in part)
+
+
+def _source(holes: Sequence[Hole]) -> Any:
+    return holes[0][1] if len(holes) == 1 else None
+
+
+def _is_read_lazily(number: int, steps: Sequence[Call], start: int) -> bool:
+    """Whether what a step makes is read once, by a function of dask's bags: those take any iterable."""
+    readers = [step[0] for step in steps[number - start + 1 :] if number in _sources(step)]
+    return len(readers) == 1 and internals.is_of_bags(readers[0])
 
 
 def _sources(step: Call) -> list[int]:

@@ -148,6 +148,57 @@ def test_other_collections_and_failures() -> None:
         list(parts)
 
 
+# ---- stages run side by side
+
+
+def until_read(n: int, folder: Path) -> Iterator[int]:
+    """Ends only when its first item has come to the end of the pipeline, which begins before it has ended itself."""
+    for number in range(n):
+        if number == 1:
+            until((folder / "read").exists)
+        yield number
+
+
+def tell(item: int, folder: Path) -> int:
+    (folder / "read").touch()
+    return item
+
+
+def tell_all(items: Iterable[int], folder: Path) -> int:
+    return sum(tell(item, folder) for item in items)
+
+
+CHAINS: dict[str, tuple[Callable[[Any, Path], Any], Any]] = {
+    "map": (lambda bag, folder: bag.map(tell, folder), [0, 1, 2, 3]),
+    "map and filter": (lambda bag, folder: bag.map(tell, folder).filter(lambda x: x % 2), [1, 3]),
+    "filter and map": (lambda bag, folder: bag.filter(lambda x: x % 2 == 0).map(tell, folder), [0, 2]),
+    "fold": (lambda bag, folder: bag.map(tell, folder).fold(lambda a, b: a + b), 6),
+    "map, filter, fold": (
+        lambda bag, folder: bag.map(tell, folder).filter(lambda x: x % 2).fold(lambda a, b: a + b),
+        4,
+    ),
+    "foldby": (
+        lambda bag, folder: bag.map(tell, folder).foldby(lambda x: x % 2, lambda total, x: total + x, 0),
+        [(0, 2), (1, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("lane", ["auto", "threads", "processes"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_partitions_that_are_generators_stream_through_chains(name: str, lane: str, tmp_path: Path) -> None:
+    chain, expected = CHAINS[name]
+    bag = chain(db.from_delayed([delayed(until_read)(4, tmp_path)]), tmp_path)
+    assert bag.compute(scheduler=headrace_dask.get, lane=lane) == expected
+
+
+@pytest.mark.parametrize("lane", ["auto", "threads", "processes"])
+@pytest.mark.parametrize("read", [until_read, lambda n, folder: (x for x in until_read(n, folder))])
+def test_read_transform_aggregate_run_side_by_side(read: Any, lane: str, tmp_path: Path) -> None:
+    total = delayed(tell_all)(delayed(squares)(delayed(read)(4, tmp_path)), tmp_path)
+    assert total.compute(scheduler=headrace_dask.get, lane=lane) == 14
+
+
 def numbers_of_one_who_dies(folder: Path) -> Iterator[int]:
     """Dies, the first time, when its reader has had some."""
     for number in range(3000):
