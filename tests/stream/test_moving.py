@@ -33,6 +33,7 @@ from headrace.errors import WorkerDied
 from headrace.graph import Graph
 from headrace.runtime import Runtime
 from headrace.shell import moving
+from headrace.stream.source import Source
 
 TIMEOUT_S = 60.0
 
@@ -119,6 +120,16 @@ def test_what_is_pinned_runs_here(rt: Runtime) -> None:
 def test_large_items(rt: Runtime) -> None:
     total = rt.submit(total_of, rt.submit(scaled, rt.submit(arrays, 60)))
     assert total.result(TIMEOUT_S) == 2 * sum(range(60))
+
+
+def test_what_is_made_faster_than_it_is_sent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source.of_items("items", list(range(1000)), None)
+    source.flow.over = False
+    monkeypatch.setattr(moving, "_computes", lambda source: True)
+    monkeypatch.setattr(moving, "LATE_S", -1.0)  # whoever sleeps wakes late
+    for busy_s, moves in ((0.001, False), (0.1, True)):
+        monkeypatch.setattr(source, "used", lambda busy_s=busy_s: (1.0, busy_s))
+        assert moving.holds_gil([source], [source]) is moves
 
 
 @pytest.mark.timeout(100)

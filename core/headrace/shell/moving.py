@@ -2,7 +2,8 @@
 
 A stage that begins looks at those that run here first. If they wait, or let go of the GIL, it runs here, at once and
 without a copy. If they hold the GIL, it would only slow them down: it runs in a stage process, for which it waits as
-long as its producers go on. In lane ``processes`` every stage does that can.
+long as its producers go on, unless items are made so fast that sending them would take longer. In lane ``processes``
+every stage does that can.
 
 Whether somebody holds the GIL is seen from how late a sleeper wakes: who wants the GIL back from Python code waits for
 5 ms. Time in the kernel's run queue is not the GIL's fault.
@@ -27,6 +28,9 @@ from headrace.stream.source import Source
 PROBE_S: Final = 0.0002
 LATE_S: Final = 0.003
 PROBES: Final = 5
+SEND_S: Final = 2e-6
+"""What it costs to send a small item to a process. If items take less to make, sending them takes longer than whatever
+their producer could be kept from."""
 _LOOK_S: Final = 0.1
 """No process is started for a stage whose producers end within this time: a process takes longer to start."""
 _ANY_NUMBER: Final = 1 << 30
@@ -159,7 +163,13 @@ def holds_gil(sources: list[Source], live: Iterable[Source]) -> bool:
         late += took_s - queued_s() > LATE_S
         if late * 2 <= probe or all(source.flow.over for source in sources):
             return False
-    return late * 2 > PROBES
+    return late * 2 > PROBES and any(_worth_sending(source) for source in sources)
+
+
+def _worth_sending(source: Source) -> bool:
+    """Whether its items take longer to make than to send."""
+    _, busy_s = source.used()
+    return busy_s > SEND_S * source.count
 
 
 def _computes(source: Source) -> bool:
