@@ -90,11 +90,9 @@ class Stage:
         return process.run(self._fn, self._args, self._kwargs, self._inputs)
 
     def _items(self, process: StageProcess | None, items: Iterator[Any] | None) -> Iterator[Any]:
-        while True:
+        while True:  # with no items, it is resumed
             try:
-                if items is None:
-                    _, items = self._run(process)  # resumed
-                yield from items
+                yield from self._run(process)[1] if items is None else items
             except UnfitError as unfit:
                 self._stay_here(process, unfit)
                 process = None
