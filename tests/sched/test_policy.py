@@ -108,3 +108,12 @@ def test_what_keeps_others_from_running_holds_the_gil_though_it_never_waits() ->
     family = Family("f")
     run_here(family, 6, 0.002, width=1.9, solo=False, beside=True)
     assert family.kind == FREE
+
+
+def test_a_presumption_is_soon_doubted_and_not_repeated() -> None:
+    family = Family("f")
+    run_here(family, 1, 0.002, share=0.95, solo=False)
+    family.presume_holds()
+    run_here(family, 130, 0.002)
+    assert family.kind == FREE
+    assert family.judged
