@@ -29,4 +29,5 @@ def test_what_a_thread_waited_for_a_core_before_is_no_matter_of_its_tasks(monkey
     batch = Batch(0, [0])
     assert run_batch(OneJob(time.sleep, 0.05), batch, 0.0) is None
     (span,) = batch.spans
+    assert span.queued_s == 0.0
     assert 0.0 <= span.cpu_s < 0.04 < 0.05 <= span.wall_s

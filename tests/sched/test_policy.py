@@ -117,3 +117,11 @@ def test_a_presumption_is_soon_doubted_and_not_repeated() -> None:
     run_here(family, 130, 0.002)
     assert family.kind == FREE
     assert family.judged
+
+
+def test_where_one_core_is_all_they_get_waiting_for_it_is_waiting_for_the_gil() -> None:
+    for width, kind in ((0.5, FREE), (1.0, HOLDS), (1.4, FREE)):
+        family = Family("f")
+        for _ in range(6):
+            family.ran_here(Span(0, 0.0, 0.02, 0.01, width, -1, 0.0, queued_s=0.009), False, 1, False, INLINE_BELOW_S)
+        assert family.kind == kind

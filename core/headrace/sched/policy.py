@@ -45,6 +45,9 @@ ALIKE = 0.13
 FORGET = 0.98
 """With each run here, a cost at a worker that speaks against moving shrinks by this factor: it may have been a bad
 moment, and every now and then a task is sent to find out."""
+ONE_CORE = (0.85, 1.15)
+"""If the process got so many cores while several of its tasks ran, then it could not use more: where it is the machine
+that is busy, the kernel gives it less, or more."""
 BESIDE_S, BLOCKED = 0.005, 0.3
 """A task beside which a neighbour that runs Python gets less than this share of a core keeps the GIL from it."""
 PAYS_BELOW, STAY_S = 1.0, 5.0
@@ -117,6 +120,10 @@ class Family:
             beside: one of them ran Python.
         """
         wall, cpu = span.wall_s, span.cpu_s
+        if solo or not ONE_CORE[0] < span.width < ONE_CORE[1]:
+            # Where the machine is busy, who waits for a core does not wait for the GIL. Where one core is all they get,
+            # they do both: whoever lets go of the GIL wakes another, which then waits for the same core.
+            cpu = min(wall, cpu + span.queued_s)
         if self.kind == HOLDS:
             self._doubt(wall)
             if solo and cpu >= 0.0:
