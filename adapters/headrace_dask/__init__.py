@@ -7,13 +7,17 @@ yields partitions as they get ready. No thread and no process is started before 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import dask.config
 from dask.base import named_schedulers
 
 from headrace import companions
 from headrace_dask import locks, settings  # noqa: F401 - have tasks with locks stay, and settings follow
 from headrace_dask.scheduler import get
-from headrace_dask.streaming import stream
+
+if TYPE_CHECKING:
+    from headrace_dask.streaming import stream
 
 named_schedulers["headrace"] = get
 companions.accompany("dask", __name__)
@@ -21,3 +25,13 @@ companions.accompany("dask", __name__)
 companions.once_in_worker(lambda: dask.config.update_defaults({"scheduler": "headrace"}))
 
 __all__ = ["get", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    """What not every program uses is loaded when it is asked for: importing this must take little time."""
+    if name != "stream":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from headrace_dask.streaming import stream
+
+    globals()[name] = stream
+    return stream

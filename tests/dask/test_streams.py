@@ -216,7 +216,7 @@ def noted(items: Iterable[int], folder: Path) -> int:
 
 
 def test_a_resumable_reader_goes_on_when_its_producer_is_run_again(tmp_path: Path) -> None:
-    total = delayed(noted)(delayed(numbers_of_one_who_dies)(tmp_path), folder=tmp_path)
+    total = delayed(noted)(delayed(numbers_of_one_who_dies)(tmp_path), tmp_path)
     assert total.compute(scheduler=headrace_dask.get, lane="processes") == 3000
     assert (tmp_path / "died").exists()
     assert len((tmp_path / "read").read_text()) == 3000
