@@ -10,7 +10,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from headrace.sched.policy import HOLDS, QUICK, WIDE, Family, saved_s
+from headrace.sched.policy import HOLDS, QUICK, WIDE, Family
 from headrace.sched.state import READY, WAITING, Job, Task
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def moving_pays(m: Machine, family: Family) -> bool:
     """
     return family.may_move(m.now) and (
         (m.up > 0 and bool(family.ran_at))
-        or (m.regret_s + family.pending * saved_s(family.wall_s)) * (1.0 - 1.0 / m.cores) > m.launch_s
+        or (m.regret_s + family.pending * family.wall_s) * (1.0 - 1.0 / m.cores) > m.launch_s
     )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.heaps import BRIEF_S, head, is_quick, is_stage, take, tidy
-from headrace.sched.policy import FREE, HOLDS, PYTHON, QUICK, UNKNOWN, WIDE, saved_s
+from headrace.sched.policy import FREE, HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, fetch_s, unplace
 
@@ -355,4 +355,4 @@ def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int, bes
             if brief.kind == HOLDS:
                 family.presume_holds()
         if family.kind == HOLDS and family.pending > 1 and family.may_move(m.now):
-            m.regret_s += saved_s(span.wall_s)
+            m.regret_s += span.wall_s

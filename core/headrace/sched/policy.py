@@ -30,9 +30,6 @@ KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 MOVE_BELOW = 2.0
 """A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
 too, and work in this process that is not measured here."""
-MOVING_S = 0.0005
-"""What it costs at least to have a task run at a worker: two messages, its input and its value pickled and unpickled
-(with small numbers 0.1 ms, with small data frames 0.9 ms)."""
 STARVED, STARVED_MOVED = 0.7, 0.85
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds; the
 second if workers are known to run it about as fast as this process does alone: then there is a better place."""
@@ -253,11 +250,6 @@ class Family:
             self.width = WIDE_ENTER
             return WIDE
         return HOLDS if starved else FREE
-
-
-def saved_s(wall_s: float) -> float:
-    """What a worker saves this process at most if it runs a task that takes so long here."""
-    return max(0.0, wall_s - MOVING_S)
 
 
 def judge(moved: Iterable[Family], serial_s: float, took_s: float, now: float) -> None:
