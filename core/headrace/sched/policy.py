@@ -50,9 +50,9 @@ BESIDE_S, BLOCKED = 0.005, 0.3
 PAYS_BELOW, STAY_S = 1.0, 5.0
 """A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
 then its families stay here for so long, and twice as long each further time."""
-RETEST_S = 2.0
+RETEST_S, RETEST_PRESUMED_S = 2.0, 0.25
 """After so much work that was taken to hold the GIL, it is looked at again; four times as late each time it is
-confirmed."""
+confirmed. The second where that was presumed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
 WIDTH_FROM_S = 0.001
@@ -155,7 +155,7 @@ class Family:
 
     def presume_holds(self) -> None:
         """There is not enough to tell yet, but together with others like it it waits for the GIL."""
-        self.kind, self.judged = HOLDS, True
+        self.kind, self.judged, self.retest_s = HOLDS, True, RETEST_PRESUMED_S
 
     def _ran_alone(self, wall: float, cpu: float) -> None:
         self.solo_wall = 0.5 * self.solo_wall + wall
