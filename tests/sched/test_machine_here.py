@@ -115,18 +115,6 @@ def test_what_holds_the_gil_is_measured_until_it_was_seen_alone() -> None:
     assert d(e.SlotRan(1, [span(100, 0.06, 0.06)], [])) == [here(1, 101, quick=False, measured=False)]
 
 
-def test_many_families_of_few_brief_tasks_are_told_together() -> None:
-    d = Driver(cores=2)
-    families = [d.know(f"family {number}", FREE, 0.002) for number in range(8)]
-    d.submit([()] * 8, families=[family.name for family in families], outputs=range(8))
-    while d.machine.busy:
-        slot = next(iter(d.machine.busy))
-        d(e.SlotRan(slot.id, [span(slot.batch[0].id, 0.002, 0.001, width=1.0)], []))
-    told = [family.kind for family in families]
-    assert told[:4] == [FREE] * 4
-    assert HOLDS in told[4:]
-
-
 def test_many_that_hold_the_gil_have_workers_started() -> None:
     d = Driver()
     d.know("gil", HOLDS, 0.01)

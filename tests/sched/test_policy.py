@@ -110,15 +110,6 @@ def test_what_keeps_others_from_running_holds_the_gil_though_it_never_waits() ->
     assert family.kind == FREE
 
 
-def test_a_presumption_is_soon_doubted_and_not_repeated() -> None:
-    family = Family("f")
-    run_here(family, 1, 0.002, share=0.95, solo=False)
-    family.presume_holds()
-    run_here(family, 130, 0.002)
-    assert family.kind == FREE
-    assert family.judged
-
-
 def test_where_one_core_is_all_they_get_waiting_for_it_is_waiting_for_the_gil() -> None:
     for width, kind in ((0.5, FREE), (1.0, HOLDS), (1.4, FREE)):
         family = Family("f")

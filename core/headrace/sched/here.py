@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
-from headrace.sched.heaps import BRIEF_S, head, is_quick, is_stage, take, tidy
+from headrace.sched.heaps import head, is_quick, is_stage, take, tidy
 from headrace.sched.policy import FREE, HOLDS, PYTHON, QUICK, UNKNOWN, WIDE
 from headrace.sched.state import DONE, HERE_QUEUED, READY, WAITING, Job, Slot, Task
 from headrace.sched.values import done, fetch, fetch_s, unplace
@@ -348,11 +348,5 @@ def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int, bes
                 i += 1
             span = span._replace(wall_s=total / (i - first))
         family.ran_here(span, solo, neighbours, beside, m.inline_below_s)
-        if family.kind == FREE and not family.judged and not solo and span.cpu_s >= 0.0 and span.wall_s < BRIEF_S:
-            # A graph of many families with few brief tasks each would be over before there is enough of each.
-            brief = task.job.brief
-            brief.ran_here(span, False, neighbours, beside, 0.0)
-            if brief.kind == HOLDS:
-                family.presume_holds()
         if family.kind == HOLDS and family.pending > 1 and family.may_move(m.now):
             m.regret_s += span.wall_s

@@ -50,9 +50,9 @@ BESIDE_S, BLOCKED = 0.005, 0.3
 PAYS_BELOW, STAY_S = 1.0, 5.0
 """A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
 then its families stay here for so long, and twice as long each further time."""
-RETEST_S, RETEST_PRESUMED_S = 2.0, 0.25
+RETEST_S = 2.0
 """After so much work that was taken to hold the GIL, it is looked at again; four times as late each time it is
-confirmed. The second where that was presumed."""
+confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
 WIDTH_FROM_S = 0.001
@@ -66,7 +66,6 @@ class Family:
         "beside_others",
         "beside_wall",
         "held_s",
-        "judged",
         "kind",
         "movable",
         "name",
@@ -91,7 +90,6 @@ class Family:
     def __init__(self, name: Hashable) -> None:
         self.name = name
         self.kind = UNKNOWN
-        self.judged = False  # whether there was enough to tell whether it holds the GIL
         self.runs = 0
         self.pending = 0  # tasks of this family that are not done
         self.wall_s = 0.0
@@ -152,10 +150,6 @@ class Family:
         """Whether the CPU time of a task that runs by itself is of use. What is known to hold the GIL is measured until
         it has been seen alone: then it can be told better, when it has to prove it again."""
         return self.kind not in PYTHON or (self.kind == HOLDS and self.solo_cpu == 0.0)
-
-    def presume_holds(self) -> None:
-        """There is not enough to tell yet, but together with others like it it waits for the GIL."""
-        self.kind, self.judged, self.retest_s = HOLDS, True, RETEST_PRESUMED_S
 
     def _ran_alone(self, wall: float, cpu: float) -> None:
         self.solo_wall = 0.5 * self.solo_wall + wall
@@ -230,7 +224,6 @@ class Family:
         runs, wall = self.shared_runs, self.shared_wall
         if not ((runs >= SHORT_RUNS and wall > SHORT_S) or (runs >= LONG_RUNS and wall > LONG_S)):
             return FREE
-        self.judged = True
         share = self.shared_cpu / wall
         if self.solo_wall > 0.0:
             moves_well = 0.0 < self.remote_s < AS_FAST * self.wall_s

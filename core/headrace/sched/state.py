@@ -88,7 +88,6 @@ class Job:
         "away",
         "before_s",
         "began_s",
-        "brief",
         "caller",
         "engaged",
         "free",
@@ -125,7 +124,6 @@ class Job:
         self.wide: list[int] = []
         self.gil: list[int] = []
         self.away: list[int] = []
-        self.brief = Family("brief")  # all brief tasks that ran beside others, of families that have no verdict yet
         self.open = 0  # wanted values that are not HERE yet
         self.engaged: dict[Slot | Worker, None] = {}  # who is busy with its tasks; never more than ``limit``
         self.roomy: dict[Worker, None] = {}  # those engaged workers that have room in their queue
