@@ -60,7 +60,6 @@ class Driver:
         family = self.machine.families[name] = Family(name)
         family.kind, family.wall_s, family.runs = kind, wall_s, 10
         family.ran_at = {1}
-        family.solo_wall = family.solo_cpu = wall_s
         return family
 
     def start_workers(self, count: int = 2) -> None:

@@ -107,14 +107,6 @@ def test_of_tasks_that_hold_the_gil_one_runs_here() -> None:
     assert d(ran(1, 100)) == [here(1, 101, quick=False, measured=False)]
 
 
-def test_what_holds_the_gil_is_measured_until_it_was_seen_alone() -> None:
-    d = Driver()
-    family = d.know("gil", HOLDS)
-    family.solo_wall = family.solo_cpu = 0.0
-    assert d.submit([()] * 3, families="gil", outputs=range(3)) == [here(1, 100, quick=False)]
-    assert d(e.SlotRan(1, [span(100, 0.06, 0.06)], [])) == [here(1, 101, quick=False, measured=False)]
-
-
 def test_many_that_hold_the_gil_have_workers_started() -> None:
     d = Driver()
     d.know("gil", HOLDS, 0.01)

@@ -56,16 +56,6 @@ def test_waiting_for_io_is_not_waiting_for_the_gil() -> None:
     assert family.kind == FREE
 
 
-def test_what_runs_as_well_at_a_worker_need_not_starve_much() -> None:
-    for remote_s, kind in ((0.0, FREE), (0.02, HOLDS), (0.04, FREE)):
-        family = Family("f")
-        run_here(family, 2, 0.02)
-        if remote_s:
-            run_away(family, 2, remote_s)
-        run_here(family, 6, 0.02 / 0.78, share=0.78, width=1.56, solo=False)
-        assert family.kind == kind
-
-
 def test_the_first_run_at_a_worker_does_not_decide() -> None:
     family = gil_holder()
     run_away(family, 1, 0.5, transfer_s=0.5)
@@ -108,11 +98,3 @@ def test_what_keeps_others_from_running_holds_the_gil_though_it_never_waits() ->
     family = Family("f")
     run_here(family, 6, 0.002, width=1.9, solo=False, beside=True)
     assert family.kind == FREE
-
-
-def test_where_one_core_is_all_they_get_waiting_for_it_is_waiting_for_the_gil() -> None:
-    for width, kind in ((0.5, FREE), (1.0, HOLDS), (1.4, FREE)):
-        family = Family("f")
-        for _ in range(6):
-            family.ran_here(Span(0, 0.0, 0.02, 0.01, width, -1, 0.0, queued_s=0.009), False, 1, False, INLINE_BELOW_S)
-        assert family.kind == kind

@@ -152,9 +152,6 @@ def run_batch(
     measured = batch.measured
     spans = batch.spans
     cpu = width = -1.0
-    queued = 0.0
-    if measured:
-        queued_s()  # from here on
     start = perf_counter()
     deadline = start + budget_s
     while pending:
@@ -186,14 +183,15 @@ def run_batch(
         end = perf_counter()
         values[index] = value
         if measured:
-            wall, cpu, queued = end - start, thread_time() - cpu, 0.0
+            wall, cpu = end - start, thread_time() - cpu
             if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall:
                 # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
                 queued = queued_s()
                 end = perf_counter()
                 wall = end - start
+                cpu = min(wall, cpu + queued)
             width = (process_time() - width) / wall if wall > 0.0 else 1.0
-        span = Span(task, start, end - start, cpu, width, -1, 0.0, queued)
+        span = Span(task, start, end - start, cpu, width, -1, 0.0)
         if after is not None:
             after(span)
         spans.append(span)

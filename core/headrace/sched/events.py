@@ -23,15 +23,13 @@ class Span(NamedTuple):
     start_s: float
     wall_s: float
     cpu_s: float
-    """CPU time of the thread that ran it; -1 when not measured (it was too quick)."""
+    """CPU time of the thread that ran it, and time in the run queue; -1 when not measured (it was too quick)."""
     width: float
     """CPU time of the whole process over wall time while it ran: above 1, it is parallel inside. -1: not measured."""
     size_bytes: int
     """Size of the result, estimated without pickling; -1 when not known, or HERE, where nothing depends on it."""
     transfer_s: float
     """Seconds spent unpickling its arguments and pickling its result; 0 in this process."""
-    queued_s: float = 0.0
-    """Seconds that its thread stood in the kernel's run queue, as far as they were looked at."""
 
 
 class JobSubmitted(NamedTuple):

@@ -142,7 +142,7 @@ def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
         measured = not kinds.issubset(PYTHON)
         m.out.append(c.RunHere(slot.id, job.id, batch, QUICK_BUDGET_S, patience_s, measured))
     else:
-        m.out.append(c.RunHere(slot.id, job.id, batch, 0.0, 0.0, kind == FREE or task.family.measured))
+        m.out.append(c.RunHere(slot.id, job.id, batch, 0.0, 0.0, kind not in PYTHON))
     _engage(m, job, slot, kind)
 
 

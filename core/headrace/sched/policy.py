@@ -30,10 +30,8 @@ KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 MOVE_BELOW = 2.0
 """A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
 too, and work in this process that is not measured here."""
-STARVED, STARVED_MOVED = 0.7, 0.85
-"""A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds; the
-second if workers are known to run it about as fast as this process does alone: then there is a better place."""
-AS_FAST = 1.15
+STARVED = 0.7
+"""A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
 SHORT_RUNS, SHORT_S = 4, 0.008
 LONG_RUNS, LONG_S = 2, 0.060
 """So many runs beside others, with so many seconds in all, are enough to say so."""
@@ -42,9 +40,6 @@ ALIKE = 0.13
 FORGET = 0.98
 """With each run here, a cost at a worker that speaks against moving shrinks by this factor: it may have been a bad
 moment, and every now and then a task is sent to find out."""
-ONE_CORE = (0.85, 1.15)
-"""If the process got so many cores while several of its tasks ran, then it could not use more: where it is the machine
-that is busy, the kernel gives it less, or more."""
 BESIDE_S, BLOCKED = 0.005, 0.3
 """A task beside which a neighbour that runs Python gets less than this share of a core keeps the GIL from it."""
 PAYS_BELOW, STAY_S = 1.0, 5.0
@@ -115,19 +110,14 @@ class Family:
             beside: one of them ran Python.
         """
         wall, cpu = span.wall_s, span.cpu_s
-        if solo or not ONE_CORE[0] < span.width < ONE_CORE[1]:
-            # Where the machine is busy, who waits for a core does not wait for the GIL. Where one core is all they get,
-            # they do both: whoever lets go of the GIL wakes another, which then waits for the same core.
-            cpu = min(wall, cpu + span.queued_s)
         if self.kind == HOLDS:
             self._doubt(wall)
-            if solo and cpu >= 0.0:
-                self._ran_alone(wall, cpu)
             if self.remote_s > MOVE_BELOW * self.wall_s:
                 self.remote_s *= FORGET
         elif cpu >= 0.0:
             if solo:
-                self._ran_alone(wall, cpu)
+                self.solo_wall = 0.5 * self.solo_wall + wall
+                self.solo_cpu = 0.5 * self.solo_cpu + cpu
                 if wall > WIDTH_FROM_S:
                     self.width = span.width if self.width == 0.0 else 0.5 * (self.width + span.width)
             elif neighbours:
@@ -144,16 +134,6 @@ class Family:
             self.kind = QUICK
         elif self.kind != HOLDS:
             self.kind = self._slow_kind(neighbours)
-
-    @property
-    def measured(self) -> bool:
-        """Whether the CPU time of a task that runs by itself is of use. What is known to hold the GIL is measured until
-        it has been seen alone: then it can be told better, when it has to prove it again."""
-        return self.kind not in PYTHON or (self.kind == HOLDS and self.solo_cpu == 0.0)
-
-    def _ran_alone(self, wall: float, cpu: float) -> None:
-        self.solo_wall = 0.5 * self.solo_wall + wall
-        self.solo_cpu = 0.5 * self.solo_cpu + cpu
 
     def _doubt(self, wall: float) -> None:
         """A verdict may be wrong, or out of date: every now and then the family has to prove it again."""
@@ -226,8 +206,7 @@ class Family:
             return FREE
         share = self.shared_cpu / wall
         if self.solo_wall > 0.0:
-            moves_well = 0.0 < self.remote_s < AS_FAST * self.wall_s
-            starved = share < (STARVED_MOVED if moves_well else STARVED) * self.solo_cpu / self.solo_wall
+            starved = share < STARVED * self.solo_cpu / self.solo_wall
         else:
             # Never seen alone. Waiting for the GIL has a signature: n tasks get 1/n each; waiting for I/O
             # gets anything.

@@ -56,7 +56,7 @@ class Receiver:
             code = op[0]
             if code == wire.RAN:
                 _, fields, how, value = op
-                span = Span(*fields)
+                span = Span._make(fields)
                 task = span.task
                 if how == wire.PARCELLED:
                     try:
