@@ -8,6 +8,8 @@
 
 All of them have the DAGs of ``dags/``. Everything that an Airflow starts belongs to a process family of its own, which
 ends with it: the fixtures that look for leftovers do not see it, and need not.
+
+For tests of the XCom store alone, ``settings`` and ``client`` are those of a store of the test's own.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from headrace_airflow.store.client import StoreClient
+    from headrace_airflow.store.settings import StoreSettings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for stores.py, aheads.py
 
@@ -51,6 +57,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[StoreSettings]:
+    from stores import own_store
+
+    with own_store(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def client(settings: StoreSettings) -> Iterator[StoreClient]:
+    from headrace_airflow.store.client import StoreClient
+
+    with closing(StoreClient(settings)) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,13 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from stores import MIB, SLOT, copies, get, kill, other_process, own_store, put, status, status_after
+from stores import MIB, SLOT, copies, get, kill, other_process, put, status, status_after
 
 from headrace.testing import wait_until
 from headrace_airflow.bench.processes import has_ended
@@ -21,19 +20,6 @@ from headrace_airflow.store.client import StoreClient
 from headrace_airflow.store.errors import LostValueError, StoreFullError, StoreUnreachableError
 from headrace_airflow.store.home import Home
 from headrace_airflow.store.settings import StoreSettings
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Iterator[StoreSettings]:
-    with own_store(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def client(settings: StoreSettings) -> Iterator[StoreClient]:
-    with closing(StoreClient(settings)) as found:
-        yield found
-
 
 # Durability
 

@@ -7,14 +7,14 @@ import os
 import selectors
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
 import psutil
 import pytest
-from stores import MIB, SLOT, copies, elsewhere, get, other_process, own_store, put, status
+from stores import MIB, SLOT, copies, elsewhere, get, other_process, put, status
 
 from headrace.testing import wait_until
 from headrace_airflow.store.client import StoreClient
@@ -22,19 +22,6 @@ from headrace_airflow.store.errors import StoreUnreachableError
 from headrace_airflow.store.home import Home
 from headrace_airflow.store.service import StoreService
 from headrace_airflow.store.settings import StoreSettings
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Iterator[StoreSettings]:
-    with own_store(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def client(settings: StoreSettings) -> Iterator[StoreClient]:
-    with closing(StoreClient(settings)) as found:
-        yield found
-
 
 # Values
 
