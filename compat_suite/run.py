@@ -176,7 +176,7 @@ def _kill_marked(mark: str, grace_s: float = 10.0) -> list[str]:
     """
     deadline = time.monotonic() + grace_s
     while (found := _marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # they are no children of this process: nothing tells when they end
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

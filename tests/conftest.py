@@ -134,7 +134,7 @@ def _left_behind(before: Footprint) -> list[str]:
             return left
         foreign.update(_of_others([line for line in left if line.startswith(f"file: {SHARED_MEMORY}/")]))
         gc.collect()
-        time.sleep(0.01)
+        time.sleep(0.01)  # nothing tells when orphans end, or when a file goes
     return []
 
 

@@ -112,7 +112,7 @@ def flat_keys(keys: Any) -> Iterator[Any]:
             yield key
 
 
-class StoredNode(spec.DataNode):  # type: ignore[misc]
+class StoredNode(spec.DataNode):  # type: ignore[misc]  # dask is not annotated
     """A data node whose value is in the store: ours take the handle, every other scheduler reads the value."""
 
     __slots__ = ("stored",)

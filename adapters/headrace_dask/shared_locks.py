@@ -88,7 +88,7 @@ def _take(byte: int, blocking: bool, end_s: float | None) -> bool:
                 raise
         if not blocking or end_s is None or time.monotonic() >= end_s:
             return False
-        time.sleep(_RETRY_S)
+        time.sleep(_RETRY_S)  # the kernel waits for a lock on a file for ever, or not at all
 
 
 def _acquire(self: Any, blocking: bool = True, timeout: float = -1) -> bool:

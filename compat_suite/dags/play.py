@@ -20,6 +20,7 @@ from headrace_airflow.bench.workloads import Variant
 AT_ONCE = 8
 """Runs at the same time: enough to use the cores while sensors and deferred tasks wait."""
 LOOK_S = 0.5
+"""How often runs are looked at: Airflow tells nobody when one has ended."""
 CUT_OFF = "did not end in time"
 SETTINGS = {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "True",

@@ -154,7 +154,7 @@ class _Finder:
             return None
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec, companion)  # type: ignore[assignment]
+            spec.loader = _Loader(spec, companion)  # type: ignore[assignment]  # it has all that an import calls
         return spec
 
 

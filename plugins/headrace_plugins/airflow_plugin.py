@@ -21,6 +21,7 @@ class HeadracePlugin(AirflowPlugin):
     """A page that shows what Headrace does, in the navigation of Airflow's UI."""
 
     name = "headrace"
+    # Plain lists, as AirflowPlugin declares them.
     fastapi_apps = [{"app": _page, "url_prefix": "/headrace", "name": "Headrace"}]  # noqa: RUF012
     external_views = [  # noqa: RUF012
         # Without a slash before it, it is found wherever [api] base_url says that the UI is.

@@ -51,7 +51,7 @@ def returns_a_function_that_cannot_be_pickled(items):
 def asks_for_a_variable(items):
     try:
         return Variable.get("name", default=None)
-    except Exception:
+    except Exception:  # a user's: that it has asked must come out all the same
         return None
 
 

@@ -169,8 +169,8 @@ class TestHead:
         assert 1000 <= len(str(cut)) < 20_000
 
     def test_begins_as_the_whole_does(self) -> None:
-        value = [1, "two", {"b": [3] * 1000, "a": "x" * 5000}, (4,)]
-        serialized = [1, "two", dict(sorted(value[2].items())), (4,)]  # type: ignore[attr-defined]
+        value: list[Any] = [1, "two", {"b": [3] * 1000, "a": "x" * 5000}, (4,)]
+        serialized = [1, "two", dict(sorted(value[2].items())), (4,)]
         assert str(head(value, 3000))[:3000] == str(serialized)[:3000]
 
 

@@ -81,7 +81,7 @@ def test_a_list_in_itself_goes_to_the_store() -> None:
 
 
 def test_no_code_of_the_value_runs_while_it_is_looked_at() -> None:
-    class Trap(dict):  # type: ignore[type-arg]
+    class Trap(dict[str, Any]):
         def __getattribute__(self, name: str) -> Any:
             raise AssertionError(name)
 

@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dask import delayed
 
 import headrace
 import headrace_dask
+from headrace.testing import wait_until
 
 pytestmark = pytest.mark.shares_runtime
 
@@ -247,10 +247,7 @@ class Block:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.002)
+    wait_until(condition, timeout_s=TIMEOUT_S)
 
 
 def small_budget() -> Any:

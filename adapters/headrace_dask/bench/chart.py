@@ -32,7 +32,7 @@ ROOM = 1.6
 def need_matplotlib() -> None:
     """Raises ModuleNotFoundError, with what to do, if there is no matplotlib."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  whether it is there
     except ModuleNotFoundError:
         raise ModuleNotFoundError("a chart needs matplotlib: pip install 'headrace[bench]'") from None
 

@@ -57,7 +57,7 @@ class Stage:
                 process = None
             except LostError as death:
                 process = self._replace(process, death)
-            except BaseException:
+            except BaseException:  # whatever it has made of items that no longer count, it is run again
                 if not self._outdated:
                     self._give_back(process)
                     raise
@@ -101,7 +101,7 @@ class Stage:
                 if self._inputs.can_resume:
                     items = None
                     continue
-            except BaseException as error:
+            except BaseException as error:  # likewise
                 if isinstance(error, GeneratorExit) or not self._outdated:
                     self._give_back(process)
                     raise

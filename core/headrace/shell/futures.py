@@ -34,14 +34,14 @@ class _Condition(threading.Condition):
     midst of one leaves the future locked, and the thread that is to resolve it waits for ever.
     """
 
-    __enter__ = property(lambda self: self._lock.__enter__)  # pyright: ignore[reportAssignmentType]
-    __exit__ = property(lambda self: self._lock.__exit__)  # pyright: ignore[reportAssignmentType]
+    __enter__ = property(lambda self: self._lock.__enter__)  # pyright: ignore[reportAssignmentType]  # see above
+    __exit__ = property(lambda self: self._lock.__exit__)  # pyright: ignore[reportAssignmentType]  # see above
 
     def wait(self, timeout: float | None = None) -> bool:
         try:
             return super().wait(timeout)
         except BaseException:
-            if not self._is_owned():  # type: ignore[attr-defined]
+            if not self._is_owned():  # type: ignore[attr-defined]  # typeshed leaves it out
                 self.acquire()  # for the ``with`` that we are in to give it back
             raise
 

@@ -158,7 +158,7 @@ def holds_gil(sources: list[Source], live: Iterable[Source]) -> bool:
     for probe in range(PROBES):
         queued_s()
         began_s = time.perf_counter()
-        time.sleep(PROBE_S)
+        time.sleep(PROBE_S)  # what is measured is how late it ends
         took_s = time.perf_counter() - began_s
         late += took_s - queued_s() > LATE_S
         if late * 2 <= probe or all(source.flow.over for source in sources):

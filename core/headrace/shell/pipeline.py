@@ -143,7 +143,7 @@ class _Function:
         while (request := self._inbox.get()) is not None:
             try:
                 request.value = self._stage(request.value)
-            except BaseException as error:
+            except BaseException as error:  # whatever it is, it is the answer to this request
                 self._fail(request, error)
             else:
                 self._send(request)
@@ -163,7 +163,7 @@ class _Generator(_Function):
                     request = self._at.popleft()
                     request.value = value
                     self._send(request)
-            except BaseException as raised:
+            except BaseException as raised:  # likewise
                 error = raised
             if not self._reads:
                 next(self._requests(), None)  # or it would begin again and again, with nothing to do

@@ -143,7 +143,7 @@ def _dumps(
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=callback)
     if persistent_id is not None:
-        pickler.persistent_id = persistent_id  # type: ignore[method-assign]
+        pickler.persistent_id = persistent_id  # type: ignore[method-assign]  # spares a class of our own
     pickler.dispatch_table = table
     pickler.dump(obj)
     return file.getvalue()

@@ -137,7 +137,7 @@ def asks(items):
     note("pids", os.getpid())
     try:
         value = Variable.get("there_is_none", default="default")
-    except Exception:
+    except Exception:  # a user's: that it has asked must come out all the same
         value = "no answer"
     return [list(items), value]
 

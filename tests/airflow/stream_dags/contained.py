@@ -13,7 +13,7 @@ from airflow.sdk import Variable, dag, get_current_context, task
 FOLDER = Path("FOLDER")
 """Replaced by the test."""
 AT_ONCE = {"headrace": {"cpus": 0}}
-EARLY = open(os.devnull, "a")  # noqa: SIM115
+EARLY = open(os.devnull, "a")  # noqa: SIM115  (as long as the process)
 
 
 @task
@@ -68,7 +68,7 @@ def looks_at_variables(items):
 def asks(items):
     try:
         known = Variable.get("there_is_none", default="default")
-    except Exception:
+    except Exception:  # a user's: that it has asked must come out all the same
         known = "unknown"
     return [known, *items]
 
