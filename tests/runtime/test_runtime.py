@@ -176,6 +176,30 @@ def test_values_of_dropped_futures_go_without_a_further_event(rt: Runtime) -> No
     assert not rt.status()["tasks"]["done"]
 
 
+def test_an_error_goes_with_its_future(rt: Runtime) -> None:
+    """Though it holds the frames that it came through, and so the future that it was raised by."""
+
+    def wait_in_vain() -> weakref.ref[Any]:
+        local = testing.make_array(1 << 10)
+        future = rt.submit(testing.fail)
+        with pytest.raises(testing.TaskError):
+            future.result()
+        return weakref.ref(local)
+
+    gone = wait_in_vain()
+    testing.wait_until(lambda: gc.collect() >= 0 and gone() is None, "the end of the error")
+
+
+def test_an_error_outlives_the_future_that_it_began_with(rt: Runtime) -> None:
+    first = rt.submit(testing.fail)
+    second = rt.submit(testing.identity, first)
+    error = second.exception()
+    del first
+    gc.collect()
+    rt.submit(testing.inc, 0).result()  # the next event takes note of what was dropped
+    assert rt.submit(testing.identity, second).exception() is error
+
+
 def test_a_future_that_the_program_resolves_itself_breaks_nothing(rt: Runtime, tmp_path: Path) -> None:
     future = rt.submit(testing.inc, 1)
     testing.wait_until(future.done)

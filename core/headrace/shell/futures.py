@@ -55,13 +55,17 @@ class RuntimeFuture(Future):  # type: ignore[type-arg]
         self._condition = _Condition()
         self._owner = owner
         self._task = task
+        self._cause: _Cause | None = None
         self._waiters = _Waiters(owner.about_to_wait)
 
     def result(self, timeout: float | None = None) -> Any:
         """As that of ``concurrent.futures``. A task may call it: it does not keep another one from running."""
         if not self.done():
             self._owner.begin_to_wait()
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # or what it raises would hold it, and it holds that
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As that of ``concurrent.futures``; see :meth:`result`."""
@@ -106,6 +110,15 @@ class _Waiters(list[Any]):
         super().append(waiter)
 
 
+class _Cause:
+    """Why futures have failed; held by each of them."""
+
+    __slots__ = ("__weakref__", "error")
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 class Futures:
     """The futures of one runtime that are ``open``: not done, or about to hand on their callbacks. Thread-safe.
 
@@ -132,6 +145,9 @@ class Futures:
         self.is_running = is_running
         self.callbacks = Callbacks()
         self.open: dict[int, RuntimeFuture] = {}
+        # By the task that has raised, for what is submitted with one of its futures; weakly, because an error holds the
+        # frames that it came through, and in those who waited for the future.
+        self._causes: weakref.WeakValueDictionary[int, _Cause] = weakref.WeakValueDictionary()
         self._watchers: list[SimpleQueue[None]] = []
         """Of :meth:`wait`. Not a condition: the garbage collector may call a destructor that waits anywhere."""
         self.dropped = Dropped(post)
@@ -208,9 +224,16 @@ class Futures:
         """The task, or one that it depends on, raised or kept taking workers down."""
         future = self.open.get(command.task)
         if future is not None:
-            job, cause = self._jobs.futures, command.cause
-            error = job.error(cause, command.deaths)
-            after.append(lambda: self._settle(future, future.set_exception, error))
+            cause = future._cause = self._cause(command)
+            after.append(lambda: self._settle(future, future.set_exception, cause.error))
+
+    def _cause(self, command: c.FailFuture) -> _Cause:
+        cause = self._causes.get(command.cause)
+        if cause is None:
+            job = self._jobs.futures
+            cause = self._causes[command.cause] = _Cause(job.error(command.cause, command.deaths))
+            job.errors.pop(command.cause, None)
+        return cause
 
     def cancel(self, command: c.CancelFuture, after: After) -> None:
         """The task was cancelled before it started."""
