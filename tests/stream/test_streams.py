@@ -364,6 +364,26 @@ def test_a_failed_consumer_holds_nobody_up(live: Runtime) -> None:
             failed.result(TIMEOUT_S)
 
 
+def test_a_failed_consumer_stops_its_producer_though_its_error_is_held(live: Runtime) -> None:
+    stopped = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from endless()
+        finally:
+            stopped.set()
+
+    def fail(items: Iterable[int]) -> None:
+        for item in items:
+            1 // (item - 50)
+
+    with Runtime(lane=live.settings.lane, stream_buffer_bytes=1000) as rt:
+        with pytest.raises(ZeroDivisionError) as held:
+            rt.submit(fail, rt.submit(numbers)).result(TIMEOUT_S)
+        assert stopped.wait(TIMEOUT_S)
+    assert held.value.__traceback__ is not None
+
+
 def test_a_failed_graph_stops_its_streams(live: Runtime) -> None:
     stopped = threading.Event()
 

@@ -195,7 +195,7 @@ class Stages:
     def abandon(self, task: int) -> None:
         """A task has failed: it reads no more, though its traceback may hold what it read with."""
         for source in list(self._live):
-            source.abandon(task)
+            source.consumer_failed(task)
 
     def join(self, timeout_s: float) -> None:
         """Ends the stage processes; waits a moment for the threads of stages that were cancelled."""

@@ -42,7 +42,7 @@ class Stream(Iterator[Any]):
         self._own: Iterator[Any] | None = None
         self._attempt: Attempt | None = None
         self._claim: Claim | None = source.claim(consumer) if consumer != NOBODY else None
-        source.handle_made()
+        source.handle_made(consumer)
 
     def __iter__(self) -> Iterator[Any]:
         return self if self._own is not None else self._read()
@@ -175,7 +175,7 @@ class Stream(Iterator[Any]):
 
     def __del__(self) -> None:
         if hasattr(self, "_claim"):
-            self._source.handle_gone()
+            self._source.handle_gone(self._consumer)
 
 
 STREAMS = PRODUCERS | {Stream}

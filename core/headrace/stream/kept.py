@@ -13,11 +13,10 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from headrace.stream.machine import Flow
 
-_HANDLE: Final = -1
 _numbers = itertools.count()
 
 
@@ -42,13 +41,14 @@ class Kept:
         self._tail: list[Any] = []
         self._chunks: dict[int, list[Any]] = {0: self._tail}
         self._before: list[int] = [0]  # for every chunk ever made the number of items before it
-        self._gone: deque[int] = deque()
+        self._handles: dict[int, int] = {}  # for which task → how many; also of no task
+        self._gone: deque[tuple[bool, int]] = deque()  # (a handle?, for which task), or else which reader
         self._at_end: list[Callable[[], object]] = []
         self._stopped = False
 
     def _left(self) -> None:
         """Somebody is gone, or will not come. Called in destructors."""
-        raise NotImplementedError
+        raise NotImplementedError  # only a Source is ever made: it wakes the producer
 
     # ---- what is there
 
@@ -136,34 +136,49 @@ class Kept:
         self._left()
 
     def abandon(self, consumer: int) -> None:
-        """The task has failed: whatever still refers to its readers does not read."""
+        """The task begins again, or has failed: whatever still refers to its readers does not read."""
         for reader, (task, _) in list(self.readers.items()):
             if task == consumer:
                 self.reader_gone(reader)
 
-    def handle_made(self) -> None:
+    def consumer_failed(self, consumer: int) -> None:
+        """Its traceback may hold its readers, and its handles as well: none of them counts."""
+        self.abandon(consumer)
+        for _ in range(self._handles.get(consumer, 0)):
+            self.handle_gone(consumer)
+
+    def handle_made(self, consumer: int) -> None:
         with self._lock:
             self.flow.handles += 1
+            self._handles[consumer] = self._handles.get(consumer, 0) + 1
 
-    def handle_gone(self) -> None:
-        """Safe in destructors, as is :meth:`reader_gone`."""
-        self.reader_gone(_HANDLE)
+    def handle_gone(self, consumer: int) -> None:
+        """Safe in destructors, as is :meth:`reader_gone`. What is said once too often does not count."""
+        self._gone.append((True, consumer))
+        self._left()
 
     def reader_gone(self, reader: int) -> None:
-        self._gone.append(reader)
+        self._gone.append((False, reader))
         self._left()
 
     def _settle(self) -> list[Any]:
         """Takes in who has left; returns what nobody needs any more, to be let go of outside of the lock."""
         dropped: list[Any] = []
         while self._gone:
-            who = self._gone.popleft()
-            if who == _HANDLE:
-                self.flow.handles -= 1
+            is_handle, who = self._gone.popleft()
+            if is_handle:
+                self._settle_handle(who)
             else:
                 self.readers.pop(who, None)
                 dropped += self._drop(self.flow.left(who))
         return dropped
+
+    def _settle_handle(self, consumer: int) -> None:
+        count = self._handles.pop(consumer, 0)
+        if count:
+            self.flow.handles -= 1
+        if count > 1:
+            self._handles[consumer] = count - 1
 
     def _drop(self, chunks: range) -> list[Any]:
         return [self._chunks.pop(number, None) for number in chunks]
