@@ -177,6 +177,7 @@ def run_batch(
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
         except BaseException as error:
+            args = filled = []  # this frame goes no sooner than the error, and these may be handles of streams
             return Failure(task, error)
         if type(value) in AHEAD:
             return Opening(task, value, fn, args, kwargs)
