@@ -92,6 +92,7 @@ class Engine:
             c.Revoke: self._processes.revoke,
             c.Stop: self._processes.stop,
             c.Launch: self._processes.launch,
+            c.Prepare: self._processes.prepare,
             c.FinishJob: self._end_job,
             c.FailJob: self._end_job,
             c.FinishFuture: self._futures.finish,

@@ -74,6 +74,9 @@ class Cluster:
         for worker in command.workers:
             self.later(self.now + START_S, e.WorkerStarted(worker))
 
+    def _obey_Prepare(self, command: c.Prepare) -> None:
+        self.later(self.now + START_S, e.WorkerStarted(command.worker))
+
     def _obey_RunAt(self, command: c.RunAt) -> None:
         worker = command.worker
         at = max(self.now + MESSAGE_S, self.free_at.get(worker, 0.0))

@@ -60,6 +60,7 @@ class Driver:
         family = self.machine.families[name] = Family(name)
         family.kind, family.wall_s, family.runs = kind, wall_s, 10
         family.ran_at = {1}
+        family.ready_at = {1, 2}
         return family
 
     def start_workers(self, count: int = 2) -> None:

@@ -257,6 +257,11 @@ class FakeShell:
             assert number not in self.workers
             self.workers[number] = FakeWorker(number)
 
+    def _obey_Prepare(self, command: c.Prepare) -> None:
+        worker = self.workers[command.worker]
+        assert worker.up and not worker.queue and worker.current is None
+        worker.up = False
+
     def _obey_FinishJob(self, command: c.FinishJob) -> None:
         job = self.jobs[command.job]
         for index in job.outputs:

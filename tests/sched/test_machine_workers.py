@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driver import Driver, ran_away
+from driver import Driver, ran, ran_away
 
 from headrace.sched import commands as c
 from headrace.sched import events as e
@@ -131,7 +131,18 @@ def test_a_family_that_was_never_at_a_worker_goes_there_when_that_pays_for_the_i
     d.start_workers(1)
     family = d.know("gil", HOLDS, 0.06)
     family.ran_at.clear()
+    family.ready_at.clear()
     few = d.submit([()] * 2, families="gil", outputs=range(2), launch_s=1.0)
-    assert not any(isinstance(command, c.RunAt) for command in few)
+    assert not any(isinstance(command, (c.Prepare, c.RunAt)) for command in few)
     many = d.submit([()] * 40, families="gil", outputs=range(40), job=2, base=1000, caller=-2, launch_s=1.0)
-    assert any(isinstance(command, c.RunAt) for command in many)
+    assert c.Prepare(1) in many
+
+
+def test_no_task_waits_for_imports_at_a_worker() -> None:
+    d = Driver()
+    d.start_workers(1)
+    d.know("gil", HOLDS, 0.06).ready_at.clear()
+    commands = d.submit([()] * 40, families="gil", outputs=range(40))
+    assert [type(command) for command in commands] == [c.RunHere, c.Prepare]
+    assert [type(command) for command in d(ran(1, 100))] == [c.RunHere]
+    assert [type(command) for command in d(e.WorkerStarted(1))] == [c.RunAt]

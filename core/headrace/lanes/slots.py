@@ -33,6 +33,9 @@ wants the GIL."""
 
 STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
 """Only of a task this long that got less of the CPU than this is it asked whether other processes were to blame."""
+ONE_CORE = (0.85, 1.15)
+"""Nor if the process got so many cores meanwhile: where other processes are to blame, the kernel gives it less, or more.
+Tasks that wait for the GIL get one, and may stand in its queue for it: who lets go of the GIL wakes another there."""
 _local = threading.local()
 
 
@@ -185,13 +188,13 @@ def run_batch(
         values[index] = value
         if measured:
             wall, cpu = end - start, thread_time() - cpu
-            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall:
+            width = (process_time() - width) / wall if wall > 0.0 else 1.0
+            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and not ONE_CORE[0] < width < ONE_CORE[1]:
                 # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
                 queued = queued_s()
                 end = perf_counter()
                 wall = end - start
                 cpu = min(wall, cpu + queued)
-            width = (process_time() - width) / wall if wall > 0.0 else 1.0
         span = Span(task, start, end - start, cpu, width, -1, 0.0)
         if after is not None:
             after(span)

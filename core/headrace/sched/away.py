@@ -7,7 +7,9 @@ Rules:
    are siblings in depth-first order, go together, and a chain or the top of a small tree goes with them ("absorbed": it
    needs nothing but its predecessors in the same queue, so it could not run anywhere else sooner).
 2. No more than the job's limit of slots and workers are engaged for a job.
-3. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it
+3. Where tasks hold the GIL, a worker has imported what they need before it is given any: this process does not wait for
+   that, but runs them meanwhile.
+4. For a worker that has run dry, half of what another one has queued is asked back. No worker is asked twice before it
    has made progress, so no task can move to and fro for ever; but a worker that has just started may ask all.
 
 Nothing here looks at all workers: ``roomy``, ``idle_workers`` and ``victims`` are kept up to date by ``note_room``.
@@ -49,6 +51,11 @@ def place_away(m: Machine, job: Job) -> bool:
         worker = None if task is None else _choose(m, job, task)
         if task is None or worker is None:
             break
+        if not _is_ready_for(m, worker, task):
+            if worker.queue:
+                break
+            prepare(m, worker)
+            continue
         heappop(job.away)
         _fill(m, job, worker, task)
         placed = True
@@ -69,6 +76,13 @@ def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
     if spare is None or best.load_s <= spare.load_s + TRIP_S + size / COPY_BYTES_PER_S:
         return best
     return spare
+
+
+def _is_ready_for(m: Machine, worker: Worker, task: Task) -> bool:
+    family = task.family
+    return (
+        task.job.lane != "auto" or family.kind != HOLDS or worker.id in family.ready_at or task.id in m.deaths
+    )
 
 
 def _load_s(worker: Worker) -> float:
@@ -271,9 +285,25 @@ def launch(m: Machine, job: Job) -> None:
     if numbers:
         for number in numbers:
             m.workers[number] = Worker(number, m.now)
+            _note_ready(m, number)
         m.next_worker += len(numbers)
         m.live += len(numbers)
         m.out.append(c.Launch(numbers))
+
+
+def prepare(m: Machine, worker: Worker) -> None:
+    """Has a worker that has nothing to do import what the open jobs need. Until it has, it counts as being started."""
+    worker.up = False
+    m.up -= 1
+    note_room(m, worker)
+    _note_ready(m, worker.id)
+    m.out.append(c.Prepare(worker.id))
+
+
+def _note_ready(m: Machine, worker: int) -> None:
+    for family in m.families.values():
+        if family.pending:
+            family.ready_at.add(worker)
 
 
 def stop(m: Machine, worker: Worker, kill: bool) -> None:

@@ -76,6 +76,12 @@ class Launch(NamedTuple):
     workers: tuple[int, ...]
 
 
+class Prepare(NamedTuple):
+    """Have a worker with an empty queue import what open jobs need; answered by ``WorkerStarted``, as if it were new."""
+
+    worker: int
+
+
 class Stop(NamedTuple):
     """Let a worker end in good order, or at once (``kill``) when what it runs is no longer wanted."""
 
@@ -125,6 +131,7 @@ Command: TypeAlias = (
     | Release
     | Expect
     | Launch
+    | Prepare
     | Stop
     | FinishJob
     | FailJob

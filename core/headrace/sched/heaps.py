@@ -75,12 +75,12 @@ def moving_pays(m: Machine, family: Family) -> bool:
     """Whether tasks of this family, which hold the GIL, should go to worker processes.
 
     As with hiring and buying: once what was lost for want of workers comes to what they cost, they are started, even if
-    no single graph is worth it. Most of what a worker costs is imports, so a family that has never been at one pays for
+    no single graph is worth it. Most of what a worker costs is imports, so a family for which none has made them pays for
     its way there as if it had to be started.
     """
     return family.may_move(m.now) and (
-        (m.up > 0 and bool(family.ran_at))
-        or (m.regret_s + family.pending * family.wall_s) * (1.0 - 1.0 / m.cores) > m.launch_s
+        (m.up > 0 and bool(family.ready_at))
+        or m.regret_s + family.pending * family.wall_s > m.launch_s
     )
 
 

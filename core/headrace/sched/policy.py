@@ -66,6 +66,7 @@ class Family:
         "name",
         "pending",
         "ran_at",
+        "ready_at",
         "remote_s",
         "retest_s",
         "runs",
@@ -90,6 +91,7 @@ class Family:
         self.wall_s = 0.0
         self.remote_s = 0.0  # what one costs at a worker: unpickling, run, pickling; 0 until one has run there
         self.ran_at: set[int] = set()  # workers
+        self.ready_at: set[int] = set()  # workers that have imported what its tasks need, as far as that can be told
         self.streams = False  # whether the last one made a stream
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
@@ -156,6 +158,7 @@ class Family:
         first = worker not in self.ran_at
         if first:
             self.ran_at.add(worker)
+            self.ready_at.add(worker)
         else:
             cost = span.wall_s + span.transfer_s
             if self.remote_s == 0.0:

@@ -49,6 +49,11 @@ class Processes:
         self.lane.launch(command.workers, self._jobs.modules_in_use())
         self._queued = True
 
+    def prepare(self, command: c.Prepare, after: After) -> None:
+        assert self.lane is not None
+        self.lane.prepare(command.worker, self._jobs.modules_in_use())
+        self._queued = True
+
     def run(self, command: c.RunAt, after: After) -> None:
         assert self.lane is not None
         self.lane.run(command.worker, command.tasks)

@@ -70,6 +70,10 @@ class ProcessLane:
                 peer.outbox.append((wire.PREIMPORT, list(preimport)))
                 self._io.launch(peer)
 
+    def prepare(self, worker: int, modules: Sequence[str]) -> None:
+        """Has a worker import modules and then announce itself once more."""
+        self._note(worker, (wire.PREIMPORT, list(modules)))
+
     def run(self, worker: int, tasks: Sequence[int]) -> None:
         """Appends tasks to a worker's queue."""
         self._note(worker, (wire.RUN, tasks))
