@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from headrace.testing import wait_until
+
 
 def slowly(n: int, step_s: float = 0.01) -> Iterator[int]:
     """Goes on for as long as a process needs to start."""
@@ -57,6 +59,24 @@ def fail_at(items: Iterable[int], at: int) -> Iterator[int]:
         yield item
 
 
+class OnlyHere(Exception):
+    """Can be pickled, and not unpickled."""
+
+    def __init__(self, number: int, lock: object) -> None:
+        super().__init__(number)
+        self.lock = lock
+
+
+def only_here(items: Iterable[int]) -> Iterator[OnlyHere]:
+    for item in items:
+        yield OnlyHere(item, None)
+
+
+def fail_only_here(items: Iterable[int]) -> Iterator[int]:
+    yield from items
+    raise OnlyHere(5, threading.Lock())
+
+
 def note_end(items: Iterable[int], marker: Path) -> Iterator[int]:
     try:
         yield from items
@@ -98,10 +118,7 @@ def made_by(n: int) -> Any:
 
 def wait_for(marker: Path) -> Iterator[int]:
     yield 0
-    end_s = time.monotonic() + 60.0
-    while not marker.exists():
-        assert time.monotonic() < end_s
-        time.sleep(0.001)
+    wait_until(marker.exists, "the marker", 60.0)
     yield 1
 
 

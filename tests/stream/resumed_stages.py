@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 import headrace
 from headrace.lanes.processes import worker
+from headrace.testing import wait_until
 
 
 def note(path: Path, what: object) -> None:
@@ -37,16 +37,9 @@ def numbers(n: int, folder: Path, dies_at: int = -1, width: int = 0, waits_for: 
     """Each number, and the process that has made it."""
     for number in range(n):
         if number == dies_at and waits_for:
-            wait_for(folder / waits_for)
+            wait_until((folder / waits_for).exists, waits_for, 60.0)
         die_once(folder, "producer", dies_at, number)
         yield (number, os.getpid()) if not width else np.full(width, number)
-
-
-def wait_for(path: Path, timeout_s: float = 60.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not path.exists():
-        assert time.monotonic() < end_s
-        time.sleep(0.001)
 
 
 def range_of(n: int) -> Iterator[int]:
@@ -56,7 +49,7 @@ def range_of(n: int) -> Iterator[int]:
 def endless(folder: Path) -> Iterator[int]:
     """Goes on until the producer has died and is at work again."""
     yield 0
-    wait_for(folder / "producer")
+    wait_until((folder / "producer").exists, "the producer's death", 60.0)
     yield 1
 
 

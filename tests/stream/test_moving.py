@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,12 +12,15 @@ from typing import Any
 
 import pytest
 from moved_stages import (
+    OnlyHere,
     arrays,
     die,
     die_once,
     fail_at,
+    fail_only_here,
     hashes,
     note_end,
+    only_here,
     pid_of,
     pids_of,
     scaled,
@@ -34,6 +36,7 @@ from headrace.graph import Graph
 from headrace.runtime import Runtime
 from headrace.shell import moving
 from headrace.stream.source import Source
+from headrace.testing import wait_until
 
 TIMEOUT_S = 60.0
 
@@ -84,10 +87,7 @@ def test_a_stage_that_nobody_wants_closes_its_generator(rt: Runtime, tmp_path: P
     assert list(islice(stage, 3)) == [0, 1, 2]
     stage.close()
     del stage
-    end_s = time.monotonic() + TIMEOUT_S
-    while not (tmp_path / "ended").exists() and time.monotonic() < end_s:
-        time.sleep(0.01)
-    assert (tmp_path / "ended").exists()
+    wait_until((tmp_path / "ended").exists, "the generator's end", TIMEOUT_S)
 
 
 def test_what_cannot_be_pickled_runs_here(rt: Runtime) -> None:
@@ -100,6 +100,17 @@ def test_what_cannot_be_pickled_runs_here(rt: Runtime) -> None:
     )
     unsendable = rt.submit(lambda items: len(list(items)), rt.submit(with_lock, rt.submit(slowly, 50)))
     assert unsendable.result(TIMEOUT_S) == 50
+
+
+def test_what_cannot_be_unpickled_runs_here(rt: Runtime) -> None:
+    made = rt.submit(only_here, rt.submit(slowly, 50))
+    assert [item.args for item in made.result(TIMEOUT_S)] == [(number,) for number in range(50)]
+    assert rt.submit(lambda items: len(list(items)), made).result(TIMEOUT_S) == 50
+
+
+def test_a_failure_that_cannot_be_pickled_moves(rt: Runtime) -> None:
+    with pytest.raises(OnlyHere, match="5"):
+        list(rt.submit(with_pid, rt.submit(fail_only_here, rt.submit(slowly, 50))).result(TIMEOUT_S))
 
 
 def test_what_would_be_another_value_elsewhere_runs_here(rt: Runtime) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from moved_stages import (
+    OnlyHere,
     arrays,
     die_once,
     endless_arrays,
+    fail_only_here,
     frames_of,
     largest_of,
     made_by,
+    only_here,
     pids_of,
     released_by,
     scaled,
@@ -33,6 +35,7 @@ import headrace
 from headrace.errors import MustStayHere, UnpicklableError
 from headrace.runtime import Runtime
 from headrace.store.pickling import register_reducer
+from headrace.testing import wait_until
 
 TIMEOUT_S = 60.0
 
@@ -41,13 +44,6 @@ TIMEOUT_S = 60.0
 def rt() -> Iterator[Runtime]:
     with Runtime(lane="processes", num_workers=2, check=True) as runtime:
         yield runtime
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 def test_every_stage_has_a_process(rt: Runtime) -> None:
@@ -104,6 +100,18 @@ def test_what_cannot_be_pickled_is_an_error(rt: Runtime) -> None:
         list(stage.result(TIMEOUT_S))
 
 
+def test_what_cannot_be_unpickled_is_an_error(rt: Runtime) -> None:
+    with pytest.raises(UnpicklableError, match=r"cannot be unpickled: TypeError.*Task only_here"):
+        list(rt.submit(only_here, rt.submit(slowly, 3)).result(TIMEOUT_S))
+
+
+def test_a_failure_that_cannot_be_pickled_reaches_consumers(rt: Runtime) -> None:
+    for consumer in (sum, with_pid):
+        stage = rt.submit(consumer, rt.submit(fail_only_here, rt.submit(slowly, 3)))
+        with pytest.raises(OnlyHere, match="5"):
+            rt.submit(list, stage).result(TIMEOUT_S)
+
+
 def test_a_stage_that_cannot_be_pickled_is_an_error(rt: Runtime) -> None:
     class Stubborn:
         def __reduce__(self) -> Any:
@@ -130,13 +138,13 @@ def test_what_must_stay_takes_no_process(rt: Runtime) -> None:
 def test_what_stages_say_is_heard_here(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.warns(UserWarning, match="half way"):
         assert list(rt.submit(warned_and_logged, rt.submit(slowly, 2)).result(TIMEOUT_S)) == [0, 1]
-    until(lambda: "done" in caplog.text)
+    wait_until(lambda: "done" in caplog.text, "what was logged", TIMEOUT_S)
 
 
 def test_idle_processes_end() -> None:
     with Runtime(lane="processes", num_workers=2, idle_timeout_s=0.1) as rt:
         pids = {pid for _, pid in rt.submit(with_pid, rt.submit(slowly, 3)).result(TIMEOUT_S)}
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "their end", TIMEOUT_S)
         assert sum(rt.submit(slowly, 3).result(TIMEOUT_S)) == 3
 
 

@@ -5,7 +5,7 @@
     owner                                                    stage process
     CALL ─────────────────────────────────────────────────►  unpickle, call
          ◄── MORE (input, progress), at most one ahead ────
-    BATCH (call, input, items, the end?) ─────────────────►  read by the call
+    BATCH (call, input, items, end) ──────────────────────►  read by the call
          ◄── STREAM, then BATCH (items, progress), ENDED ──  its generator
     TAKEN (bytes, ranges) ────────────────────────────────►  so much of large items may be ahead again
          ◄───── or VALUE; or FAILED; or UNFIT ─────────────  its result
@@ -15,7 +15,7 @@ Large items are not in the messages: a :class:`Large` stands for each, and the i
 that is, each side shows the other once (ARENA; ATTACH and, when that process is gone, DETACH), with its descriptor.
 Every message of a process begins with the ranges that it has ceased to read (CLOSED says nothing else). What a call
 warns of or logs comes as SAID, at once; how far a resumable one has come as CAME, if nothing else says it. A side that
-does not receive makes the other one wait: sending blocks.
+does not receive makes the other one wait: sending blocks. ``end`` is None, True, or a failure (processes/failures.py).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+from headrace.errors import UnpicklableError
 from headrace.lanes.processes.parcels import Parcel
 from headrace.store.pickling import Packed, pack, unpack
 
@@ -94,11 +95,15 @@ class Frames:
 
         Raises:
             EOFError: the other side is gone.
+            UnpicklableError: the message came, and something in it cannot be unpickled.
         """
         (count,) = _HEADER.unpack(self._read(_HEADER.size, descriptors=True))
         sizes = struct.unpack(f"<{count}Q", self._read(count * _SIZE.size))
         data, *buffers = [self._read(size) for size in sizes]
-        return unpack(bytes(data), buffers)
+        try:
+            return unpack(bytes(data), buffers)
+        except Exception as error:  # unpickling runs users' code, which may raise anything
+            raise UnpicklableError(f"something cannot be unpickled: {error!r}") from error
 
     def _read(self, size: int, descriptors: bool = False) -> bytearray:
         data = bytearray(size)

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 from headrace import companions
 from headrace.errors import UnpicklableError, raised_in
 from headrace.lanes.processes import warned, worker
-from headrace.lanes.processes.failures import describe_failure, must_stay
+from headrace.lanes.processes.failures import describe_failure, must_stay, revive_failure
 from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.surroundings import flush_output, follow_owner, write_lines_at_once
 from headrace.lanes.stages import frames
@@ -123,8 +123,12 @@ class Helper:
     def _listen(self) -> None:
         try:
             while True:
-                kind, *rest = self._channel.receive()
-                self._hear(kind, rest)
+                try:
+                    kind, *rest = self._channel.receive()
+                except UnpicklableError as error:
+                    self._end_inputs(_Unfit(str(error)))
+                else:
+                    self._hear(kind, rest)
         except BaseException:
             kill_own_group()
 
@@ -134,8 +138,7 @@ class Helper:
         elif kind == frames.STOP:
             self._stopped = True
             self._memory.taken(_EVERYTHING)
-            for queue in self._inputs:
-                queue.put(([], _Stopped()))
+            self._end_inputs(_Stopped())
         elif kind == frames.TAKEN:
             self._memory.free_all(rest[1])
             self._memory.taken(rest[0])
@@ -147,6 +150,10 @@ class Helper:
             self._memory.detach(rest[0])
         else:
             self._take(*rest)
+
+    def _end_inputs(self, why: BaseException) -> None:
+        for queue in self._inputs:
+            queue.put(([], why))
 
     def _take(self, call: int, number: int, items: list[Any], end: Any) -> None:
         with self._taking:
@@ -236,8 +243,10 @@ class Helper:
                 self._flush()
             items, end = queue.get()
             try:
-                if isinstance(end, _Stopped) or self._stopped:
+                if self._stopped:
                     raise _Stopped
+                if isinstance(end, BaseException):
+                    raise end
                 if end is None:
                     self._send(frames.MORE, number, self._sent_progress())
                 items.reverse()
@@ -250,10 +259,10 @@ class Helper:
                     self._ask()
             finally:
                 self._memory.refuse(items)
-            if end is not None:
-                if isinstance(end, BaseException):
-                    raise end
+            if end is True:
                 return
+            if end is not None:
+                raise revive_failure(end)
 
     def _ask(self) -> None:
         """The call asks for an item, and has finished the one before."""
@@ -311,7 +320,7 @@ class Helper:
     def _flush_late(self) -> None:
         while True:
             self._late.get()
-            time.sleep(_FLUSH_S)
+            time.sleep(_FLUSH_S)  # so that the items of a moment go in one message; a quick call sends them itself
             try:
                 self._flush()
             except (OSError, UnpicklableError):

@@ -21,7 +21,7 @@ import headrace
 from headrace import companions
 from headrace.errors import UnpicklableError
 from headrace.lanes.processes import logged, warned  # noqa: F401 - have their say in stage processes
-from headrace.lanes.processes.failures import must_stay, revive_failure
+from headrace.lanes.processes.failures import describe_failure, must_stay, revive_failure
 from headrace.lanes.processes.launcher import interpreter_flags, worker_environment
 from headrace.lanes.processes.parcels import Parcel, is_shared
 from headrace.lanes.processes.surroundings import directory
@@ -165,8 +165,8 @@ class StageProcess:
                 if self._receive()[0] in _LAST:
                     self.busy = False
                     return
-        except (LostError, OSError):
-            pass
+        except (LostError, UnfitError, OSError):
+            pass  # it is not given back, but ended
 
     def _serve(self, inputs: Inputs) -> tuple[int, list[Any]]:
         """Receives until there is something for the caller."""
@@ -199,6 +199,7 @@ class StageProcess:
         for item in sent:
             if type(item) is Large:
                 self._show(item.parcel)
+        end = describe_failure(end) if isinstance(end, BaseException) else end
         self._channel.send(frames.BATCH, *number, sent, end)
 
     def _show(self, parcel: Parcel) -> None:
@@ -239,6 +240,8 @@ class StageProcess:
             if self._unfit:
                 raise UnfitError("an input cannot be pickled") from None
             raise LostError(self.reason()) from None
+        except UnpicklableError as error:
+            raise UnfitError(str(error), stays=False) from error
         if closed:
             self._exchange.closed(self._place, closed)
         if kind == frames.ARENA:
