@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 from headrace import at_exit, config
 from headrace.background import start_aside
 from headrace.errors import ConfigError, InternalError, StreamError, raised_in
+from headrace.event_loops import hide_event_loop
 from headrace.graph import Graph
 from headrace.observe import status, timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
 from headrace.shell.at_once import Progress, rest_of, run_at_once
-from headrace.shell.event_loops import hide_event_loop
 from headrace.shell.futures import After, Futures
 from headrace.shell.imports import in_import
 from headrace.shell.interrupts import InterruptShield

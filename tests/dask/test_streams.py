@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_a_generator_as_a_result(scheduler: str) -> None:
         assert isinstance(result, Iterator)
         assert next(result) == 0
         assert list(result) == [1, 4, 9, 16]
+
+
+async def numbers_later(n: int) -> AsyncIterator[int]:
+    for number in range(n):
+        await asyncio.sleep(0)
+        yield number
+
+
+async def squares_later(items: AsyncIterator[int]) -> AsyncIterator[int]:
+    async for item in items:
+        yield item * item
+
+
+def sum_of(items: AsyncIterator[int]) -> int:
+    async def main() -> int:
+        return sum([item async for item in items])
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_three_asynchronous_stages(scheduler: str) -> None:
+    total = delayed(sum_of)(delayed(squares_later)(delayed(numbers_later)(100)))
+    assert total.compute(scheduler=scheduler) == sum(i * i for i in range(100))
 
 
 def test_three_stages_in_every_lane(lane: str) -> None:

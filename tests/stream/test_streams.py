@@ -20,6 +20,7 @@ from headrace.config import LANES
 from headrace.errors import StreamError
 from headrace.graph import Graph
 from headrace.runtime import Runtime
+from headrace.testing import wait_until
 
 TIMEOUT_S = 60.0
 LIVE = [lane for lane in LANES if lane != "processes"]
@@ -109,6 +110,35 @@ def test_a_handle_has_what_a_list_has(rt: Runtime) -> None:
     assert pickle.loads(pickle.dumps(stream))[-1] == 9
 
 
+def test_a_handle_that_is_pickled_waits_for_the_end(rt: Runtime) -> None:
+    def sent_on(items: Any) -> bytes:
+        return pickle.dumps(items)
+
+    for made, found in ((count, list(range(3000))), (break_after, [*range(3000), "broken"])):
+        stream = rt.submit(made, 3000)
+        for pickled in (rt.submit(sent_on, stream).result(TIMEOUT_S), pickle.dumps(rt.submit(made, 3000).result())):
+            assert _items_and_error(pickle.loads(pickled)) == found
+
+
+def _items_and_error(stream: Iterable[int]) -> list[Any]:
+    found: list[Any] = []
+    try:
+        for item in stream:
+            found.append(item)
+    except ZeroDivisionError as error:
+        found.append(str(error))
+    return found
+
+
+def test_a_second_look_may_come_when_the_future_is_gone(rt: Runtime) -> None:
+    with Runtime(lane=rt.settings.lane, num_workers=2, stream_buffer_bytes=1000, check=True) as small:
+        stream = small.submit(doubled, small.submit(count, 3000)).result(TIMEOUT_S)
+        assert sum(stream) == sum(range(0, 6000, 2))
+        gc.collect()
+        wait_until(lambda: not small.status()["tasks"].get("done"), "the end of the futures", TIMEOUT_S)
+        assert sum(stream) == sum(range(0, 6000, 2))
+
+
 def test_a_handle_is_an_iterator_once_next_was_called(rt: Runtime) -> None:
     stream = rt.submit(count, 4).result(TIMEOUT_S)
     assert next(stream) == 0
@@ -128,16 +158,7 @@ def test_every_consumer_has_a_handle_of_its_own(rt: Runtime) -> None:
 def test_a_failure_comes_where_it_happened(rt: Runtime) -> None:
     stream = rt.submit(break_after, 3)
 
-    def seen(items: Iterable[int]) -> list[Any]:
-        found: list[Any] = []
-        try:
-            for item in items:
-                found.append(item)
-        except ZeroDivisionError as error:
-            found.append(str(error))
-        return found
-
-    assert rt.submit(seen, stream).result(TIMEOUT_S) == [0, 1, 2, "broken"]
+    assert rt.submit(_items_and_error, stream).result(TIMEOUT_S) == [0, 1, 2, "broken"]
     with pytest.raises(ZeroDivisionError, match="broken"):
         rt.submit(sum, stream).result(TIMEOUT_S)
     handle = stream.result(TIMEOUT_S)

@@ -13,7 +13,6 @@
     host        what that lane asks for and reports
     imports     what a new worker imports at once
     interrupts  Ctrl-C waits while state is being changed
-    event_loops the caller's own event loop, hidden from tasks
 
 Nothing here decides where or when a task runs (``sched`` does; to it, a stage that moves is still in its thread), and
 nothing here knows the machine: the parts get a function ``post`` for their events. ``headrace.engine`` puts them

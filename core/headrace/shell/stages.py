@@ -139,13 +139,14 @@ class Stages:
         live = any(stream.source in self._live for stream in streams)
         if not live and (stays or not forced):
             return fn, args
-        return functools.partial(self._call_here if stays else self._call, task, forced, fn), args
+        key = job.key(index)  # asked now: what is made again may be so when the job has forgotten the task
+        return functools.partial(self._call_here if stays else self._call, key, forced, fn), args
 
-    def _call(self, task: int, forced: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._moving.call(self._jobs.key_of(task), forced, fn, args, kwargs)
+    def _call(self, key: str, forced: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._moving.call(key, forced, fn, args, kwargs)
 
-    def _call_here(self, task: int, _: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._moving.call_here(self._jobs.key_of(task), fn, args, kwargs)
+    def _call_here(self, key: str, _: bool, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._moving.call_here(key, fn, args, kwargs)
 
     def _feeds(self, feeder: int, thread: int) -> None:
         if thread:

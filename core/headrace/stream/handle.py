@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.errors import MustStayHere, StreamError
@@ -15,7 +15,7 @@ from headrace.stream.steps import PRODUCERS, steps_of
 
 if TYPE_CHECKING:  # most programs have no stream
     from headrace.stream.kept import Claim
-    from headrace.stream.source import Source
+    from headrace.stream.source import Bell, Source
 
 _END: Final = object()
 NOBODY: Final = -1
@@ -27,19 +27,21 @@ class Stream(Iterator[Any]):
 
     ``for`` and ``iter`` see all of it, from the start, each time, in any thread; they wait for what is not there yet,
     and raise what the generator raises where it does. Once :func:`next` was called, the handle is an iterator like any
-    other, and ``for`` goes on where that stands. ``len`` and negative indices wait for the end, other indices for their
-    item.
+    other, and ``for`` goes on where that stands. ``async for`` and ``anext`` do the same in an event loop, which runs
+    other things while they wait. ``len``, negative indices and ``pickle`` wait for the end, other indices for their
+    item. Items are not copied: who changes one changes what others read.
 
     A stream is kept in memory up to ``stream_buffer_bytes``. Its generator is stopped when nobody can read it any more.
     """
 
-    __slots__ = ("__weakref__", "_attempt", "_claim", "_consumer", "_own", "_source")
+    __slots__ = ("__weakref__", "_attempt", "_awaited", "_claim", "_consumer", "_own", "_source")
 
     def __init__(self, source: Source, consumer: int = NOBODY) -> None:
         """Made by the runtime. ``consumer``: the task that the handle is for; it holds a place at the start."""
         self._source = source
         self._consumer = consumer
         self._own: Iterator[Any] | None = None
+        self._awaited: AsyncIterator[Any] | None = None
         self._attempt: Attempt | None = None
         self._claim: Claim | None = source.claim(consumer) if consumer != NOBODY else None
         source.handle_made(consumer)
@@ -52,9 +54,22 @@ class Stream(Iterator[Any]):
             self._own = self._read()
         return next(self._own)
 
-    def _read(self, sealed: bool = False) -> Iterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._awaited or self._await()
+
+    def __anext__(self) -> Awaitable[Any]:
+        if self._awaited is None:
+            self._awaited = self._await()
+        return self._awaited.__anext__()
+
+    def _read(self, sealed: bool = False, new_bell: Callable[[], Bell] | None = None) -> Iterator[Any]:
         claim, self._claim = self._claim, None
-        return self._source.read(claim, self._consumer, sealed, self._attempt)
+        return self._source.read(claim, self._consumer, sealed, self._attempt, new_bell)
+
+    def _await(self) -> AsyncIterator[Any]:
+        from headrace.stream.awaited import Awaited
+
+        return Awaited(self._source, self._consumer, lambda new_bell: self._read(new_bell=new_bell))
 
     def __bool__(self) -> bool:
         return True  # as generators are; whether there is an item may take long to say
@@ -139,7 +154,11 @@ class Stream(Iterator[Any]):
 
     def close(self) -> None:
         """Reads no more through this handle. The generator is stopped if nobody else does."""
-        self._claim = self._own = None
+        self._claim = self._own = self._awaited = None
+
+    async def aclose(self) -> None:
+        """As :meth:`close`, for who expects an asynchronous generator."""
+        self.close()
 
     def to_reader(self, schema: Any = None) -> Any:
         """The stream as a ``pyarrow.RecordBatchReader``, of items that are record batches or tables.
@@ -168,10 +187,12 @@ class Stream(Iterator[Any]):
         return f"<Stream {source.name}: {source.count} items, {state}>"
 
     def __reduce__(self) -> Any:
-        items = self._source.everything()
-        if items is None:
-            raise MustStayHere(f"stream {self._source.name} is still being made, or was not kept")
-        return _revive, (self._source.name, items, self._source.error)
+        items: list[Any] = []
+        try:
+            items.extend(self._source.read(None, self._consumer, attempt=self._attempt))
+        except Exception as error:
+            return _revive, (self._source.name, items, error)
+        return _revive, (self._source.name, items, None)
 
     def __del__(self) -> None:
         if hasattr(self, "_claim"):
@@ -239,6 +260,19 @@ class _Later:
 
         parts = [Stream(part) if type(part) is Source else part for part in self._parts]
         return parts[0] if self._single else parts
+
+
+def reduce_if_kept(stream: Stream) -> Any:
+    """As ``__reduce__``, for Headrace's own pickling: that does not wait, but leaves a task where its streams are.
+
+    Raises:
+        MustStayHere: not all items are there.
+    """
+    source = stream.source
+    items = source.everything()
+    if items is None:
+        raise MustStayHere(f"stream {source.name} is still being made, or was not kept")
+    return _revive, (source.name, items, source.error)
 
 
 def _revive(name: str, items: list[Any], error: BaseException | None) -> Stream:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from headrace.stream.steps import close_steps
+
 if TYPE_CHECKING:
     from headrace.stream.kept import Claim
 
@@ -116,11 +118,14 @@ class Attempt:
 def unbroken(steps: Iterator[Any]) -> Iterator[Any]:
     """The same items, each once: of what is made again those are left out that have been made before."""
     made = 0
-    while True:
+    again: Iterator[Any] | None = steps
+    while again is not None:
+        steps, again = again, None
         try:
-            for item in steps:
+            for item in islice(steps, made, None):
                 made += 1
                 yield item
-            return
-        except MadeAgain as again:
-            steps = islice(again.steps, made, None)
+        except MadeAgain as made_again:
+            again = made_again.steps
+        finally:
+            close_steps(steps)

@@ -24,11 +24,13 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from headrace.errors import StreamError
+from headrace.store.pickling import register_reducer
 from headrace.store.schedstat import schedstat_s
 from headrace.store.sizes import weigh
-from headrace.stream.handle import NOBODY
+from headrace.stream.handle import NOBODY, Stream, reduce_if_kept
 from headrace.stream.kept import Claim, Kept, Sealed, opened
 from headrace.stream.resuming import Attempt, MadeAgain, OutdatedError
+from headrace.stream.steps import close_steps
 
 LONG_S: Final = 0.03
 """After a wait of this length it is looked whether everybody waits in a circle."""
@@ -43,6 +45,14 @@ _SMALL: Final = frozenset({int, float, bool, type(None), complex})
 _SMALL_BYTES: Final = 32
 
 _CANCELLED: Final = -2
+
+
+class Bell(Protocol):
+    """Wakes one who waits: a queue, where that is a thread."""
+
+    def put(self, item: None, /) -> object:
+        """Rings. In any thread."""
+        ...
 
 
 class Surroundings(Protocol):
@@ -84,13 +94,13 @@ class Source(Kept):
         """The thread that pumps."""
         self.waited_s = 0.0
         """How long the producer was out of credit."""
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._steps = steps
         self._again = again
         self._stepping = threading.RLock()
         self._tail_bytes = 0
         self._chunk_bytes = max(1, min(CHUNK_BYTES, budget_bytes // 4))
-        self._bells: deque[SimpleQueue[None]] = deque()
+        self._bells: deque[Bell] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()  # the producer's
         self._out_of_credit = False
         self._yielded_s = 0.0
@@ -123,12 +133,10 @@ class Source(Kept):
                 self._ring()
             except BaseException as raised:
                 error = raised
-        close = getattr(steps, "close", None)
-        if close is not None:
-            try:
-                close()
-            except BaseException as raised:
-                error = error or raised
+        try:
+            close_steps(steps)
+        except BaseException as raised:
+            error = error or raised
         self._end(error)
         self.thread = None
         if pending:
@@ -186,7 +194,7 @@ class Source(Kept):
     def _let_others_run(self) -> None:
         now = time.perf_counter()
         if now - self._yielded_s > YIELD_EVERY_S:
-            time.sleep(1e-6)
+            time.sleep(1e-6)  # lets go of the GIL
             self._yielded_s = time.perf_counter()
 
     def used(self) -> tuple[float, float]:
@@ -251,7 +259,12 @@ class Source(Kept):
     # ---- reading
 
     def read(
-        self, claim: Claim | None, consumer: int, sealed: bool = False, attempt: Attempt | None = None
+        self,
+        claim: Claim | None,
+        consumer: int,
+        sealed: bool = False,
+        attempt: Attempt | None = None,
+        new_bell: Callable[[], Bell] | None = None,
     ) -> Iterator[Any]:
         """All items from the start. Blocks for those that are not there yet, in the thread that iterates.
 
@@ -260,6 +273,7 @@ class Source(Kept):
             consumer: the task that reads, or ``NOBODY``.
             sealed: what is in another process may stay there, as :class:`headrace.stream.kept.Sealed`.
             attempt: the only one that is to be read; without it, the next one is read from where the last one was left.
+            new_bell: who iterates must not be blocked: instead, there is a bell among the items, to be waited for.
 
         Raises:
             OutdatedError: there is another attempt.
@@ -300,8 +314,10 @@ class Source(Kept):
                         if skip:
                             raise StreamError(f"stream {self.name} was made again, and is shorter than it was")
                         return
-                else:
+                elif new_bell is None or self._steps is not None:
                     self._more(chunk, index, number, consumer)
+                elif self._none_yet(bell := new_bell(), chunk, index, number):
+                    yield bell
             count += index
             number += 1
             self._advance(claim.reader, number, present)
@@ -328,14 +344,18 @@ class Source(Kept):
             self._pull()
             return
         bell: SimpleQueue[None] = SimpleQueue()
-        self._bells.append(bell)
-        # Looked at again now: what came before saw nobody waiting.
-        if index == len(chunk) and number == self.flow.next and not self.flow.over:
+        if self._none_yet(bell, chunk, index, number):
             self._wait_to_read(bell, consumer)
 
+    def _none_yet(self, bell: Bell, chunk: list[Any], index: int, number: int) -> bool:
+        """Whether there are no more than these items of this chunk yet; if so, the bell will be rung."""
+        self._bells.append(bell)
+        # Looked at again now: what came before saw nobody waiting.
+        return index == len(chunk) and number == self.flow.next and not self.flow.over
+
     def _wait_to_read(self, bell: SimpleQueue[None], consumer: int) -> None:
-        assert self._surroundings is not None
-        waiting, thread = self._surroundings.waiting, threading.get_ident()
+        assert self.surroundings is not None
+        waiting, thread = self.surroundings.waiting, threading.get_ident()
         waiting[thread] = self, consumer
         try:
             self._wait(bell)
@@ -343,15 +363,15 @@ class Source(Kept):
             waiting.pop(thread, None)
 
     def _wait(self, bell: SimpleQueue[None]) -> None:
-        assert self._surroundings is not None
-        self._surroundings.about_to_wait()
+        assert self.surroundings is not None
+        self.surroundings.about_to_wait()
         patience_s = LONG_S
         while True:
             try:
                 bell.get(timeout=patience_s)
                 return
             except Empty:
-                self._surroundings.waited_long(self)
+                self.surroundings.waited_long(self)
                 # A circle may close later, by a stage process that nobody here sees waiting.
                 patience_s = min(2.0 * patience_s, MOST_PATIENCE_S)
 
@@ -451,3 +471,6 @@ def _of_user(error: BaseException | None) -> TracebackType | None:
     while frame is not None and frame.tb_frame.f_globals.get("__name__") == __name__:
         frame = frame.tb_next
     return frame
+
+
+register_reducer(Stream, reduce_if_kept)  # here, because most programs have no stream, and pickle faster without it

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from headrace.event_loops import hide_event_loop
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -47,6 +49,13 @@ def steps_of(value: Any) -> Any:
     return _AsyncSteps(value) if hasattr(value, "__anext__") else value
 
 
+def close_steps(steps: Any) -> None:
+    """Ends an iterator, where that is possible."""
+    close = getattr(steps, "close", None)
+    if close is not None:
+        close()
+
+
 class _AsyncSteps(Iterator[Any]):
     """Steps an asynchronous iterator in an event loop of its own, which belongs to the thread of the first step."""
 
@@ -63,19 +72,25 @@ class _AsyncSteps(Iterator[Any]):
         try:
             return self._run(self._iterator.__anext__())
         except StopAsyncIteration:
+            self.close()
             raise StopIteration from None
+        except BaseException:
+            self.close()
+            raise
 
     def _run(self, awaitable: Any) -> Any:
         assert self._loop is not None
-        return self._context.run(self._loop.run_until_complete, _awaited(awaitable))
+        show_loop = hide_event_loop()  # who reads what is made again may be at it in a loop of its own
+        try:
+            return self._context.run(self._loop.run_until_complete, _awaited(awaitable))
+        finally:
+            show_loop()
 
     def close(self) -> None:
         if self._loop is None:
             return
         try:
-            if isinstance(self._iterator, AsyncGenerator):
-                self._run(self._iterator.aclose())
-            self._run(self._loop.shutdown_asyncgens())
+            self._run(_end(self._iterator))
         finally:
             self._loop.close()
             self._loop = None
@@ -83,3 +98,20 @@ class _AsyncSteps(Iterator[Any]):
 
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
+
+
+async def _end(iterator: AsyncIterator[Any]) -> None:
+    """Ends an iterator and whatever it has left to its event loop, as ``asyncio.run`` does."""
+    import asyncio
+
+    try:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
+    finally:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        await loop.shutdown_asyncgens()
+        await loop.shutdown_default_executor()

@@ -26,7 +26,7 @@ from headrace.lanes.stages.memory import Memory
 from headrace.store.sizes import weigh
 from headrace.stream.handle import Stream
 from headrace.stream.source import Source
-from headrace.stream.steps import PRODUCERS, steps_of
+from headrace.stream.steps import PRODUCERS, close_steps, steps_of
 
 _FLUSH_S: Final = 0.0005
 _REPORT_S: Final = 0.005
@@ -302,9 +302,7 @@ class Helper:
                 elif len(self._items) == 1:
                     self._late.put(None)
         finally:
-            close = getattr(steps, "close", None)
-            if close is not None:
-                close()
+            close_steps(steps)
         self._flush()
 
     def _flush(self) -> None:
