@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -76,8 +77,39 @@ def test_a_stage_that_gives_no_answer(rt: Runtime) -> None:
         yield from requests
 
     for stage in (silent, talkative):
-        with rt.stream(stage) as pipeline, pytest.raises((StreamError, IndexError)):
+        with rt.stream(stage) as pipeline, pytest.raises(StreamError, match="gave no answer"):
             pipeline.submit(1).result(TIMEOUT_S)
+
+
+class Doubler:
+    def __call__(self, requests: Iterable[int]) -> Iterator[int]:
+        for request in requests:
+            yield 2 * request
+
+    def method(self, requests: Iterable[int]) -> Iterator[int]:
+        yield from self(requests)
+
+
+def test_whatever_is_a_generator_function(rt: Runtime) -> None:
+    stages = Doubler(), Doubler().method, functools.partial(Doubler.method, Doubler())
+    with rt.stream(*stages) as pipeline:
+        assert [future.result(TIMEOUT_S) for future in map(pipeline.submit, range(5))] == [0, 8, 16, 24, 32]
+
+
+def test_a_decorator_that_hides_a_generator_function(rt: Runtime) -> None:
+    """What it returns is known when it is called: here for each request, which makes no answer of a generator."""
+
+    def hides(kind: Callable[[Any], Any]) -> Callable[..., Any]:
+        @functools.wraps(Doubler.__call__)
+        def call(requests: Any) -> Any:
+            return kind(Doubler()(requests))
+
+        return call
+
+    with rt.stream(hides(iter)) as pipeline, pytest.raises(StreamError, match="must itself be a generator function"):
+        pipeline.submit(1).result(TIMEOUT_S)
+    with rt.stream(hides(list)) as pipeline:
+        assert pipeline.submit([1, 2]).result(TIMEOUT_S) == [2, 4]
 
 
 def test_the_end(rt: Runtime) -> None:
@@ -92,7 +124,10 @@ def test_the_end(rt: Runtime) -> None:
 
 
 def test_what_is_no_pipeline(rt: Runtime) -> None:
-    for stages in ((), (1,)):
+    async def later(request: int) -> int:
+        return request
+
+    for stages in ((), (1,), (plus_one, later)):
         with pytest.raises(UserError):
             rt.stream(*stages)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
-from types import TracebackType
+from types import GeneratorType, TracebackType
 from typing import Any, Final, NamedTuple
 
 from headrace.errors import StreamError, UserError
@@ -53,8 +53,8 @@ class Pipeline:
     def __init__(
         self, stages: tuple[Callable[..., Any], ...], holder: object = None, name: str = "headrace-pipeline"
     ) -> None:
-        if not stages or not all(map(callable, stages)):
-            raise UserError(f"a pipeline needs functions, one or more, as its stages, not {stages!r}")
+        if not stages or not all(map(callable, stages)) or any(map(_is_async, stages)):
+            raise UserError(f"a pipeline needs functions, one or more and none of them async, not {stages!r}")
         self._holder = holder
         self._latencies: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._served = 0
@@ -65,7 +65,7 @@ class Pipeline:
         for number, stage in enumerate(stages):
             last = number == len(stages) - 1
             send = self._answer if last else self._inboxes[number + 1].put
-            inside = _Generator if inspect.isgeneratorfunction(stage) else _Function
+            inside = _Generator if _is_generator_function(stage) else _Function
             runner = inside(stage, self._inboxes[number], send, self._fail)
             thread = threading.Thread(target=runner.run, name=f"{name}-{number + 1}", daemon=True)
             self._threads.append(thread)
@@ -143,6 +143,8 @@ class _Function:
         while (request := self._inbox.get()) is not None:
             try:
                 request.value = self._stage(request.value)
+                if type(request.value) is GeneratorType and _is_generator_function(inspect.unwrap(self._stage)):
+                    raise StreamError(f"the decorator of {self._stage!r} must itself be a generator function")
             except BaseException as error:  # whatever it is, it is the answer to this request
                 self._fail(request, error)
             else:
@@ -160,6 +162,8 @@ class _Generator(_Function):
             error: BaseException = StreamError(f"{self._stage!r} gave no answer to this request, or one too many")
             try:
                 for value in self._stage(self._requests()):
+                    if not self._at:
+                        break
                     request = self._at.popleft()
                     request.value = value
                     self._send(request)
@@ -176,3 +180,13 @@ class _Generator(_Function):
             self._at.append(request)
             yield request.value
         self._ended = True
+
+
+def _is_generator_function(stage: Callable[..., Any]) -> bool:
+    """Whether a call makes a generator; of an object that can be called, too."""
+    return any(map(inspect.isgeneratorfunction, (stage, type(stage).__call__)))
+
+
+def _is_async(stage: Callable[..., Any]) -> bool:
+    functions = stage, type(stage).__call__
+    return any(inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn) for fn in functions)
