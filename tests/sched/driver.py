@@ -12,7 +12,7 @@ from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.here import OUTLIER_S, QUICK_BUDGET_S, STALLED_S
 from headrace.sched.machine import FUTURES, Machine
-from headrace.sched.policy import Family
+from headrace.sched.policy import HOLDS, Family
 
 BASE = 100
 CALLER = -1
@@ -59,6 +59,7 @@ class Driver:
         """A family that has been measured before; by default its tasks are too long for the caller."""
         family = self.machine.families[name] = Family(name)
         family.kind, family.wall_s, family.runs = kind, wall_s, 10
+        family.holds = kind == HOLDS
         family.ran_at = {1}
         family.ready_at = {1, 2}
         return family

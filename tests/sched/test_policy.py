@@ -56,6 +56,14 @@ def test_waiting_for_io_is_not_waiting_for_the_gil() -> None:
     assert family.kind == FREE
 
 
+def test_a_verdict_is_remembered_while_tasks_are_quick() -> None:
+    family = gil_holder()
+    run_here(family, 20, 1e-5)
+    assert family.kind == QUICK
+    run_here(family, 20, 0.01, solo=False)
+    assert family.kind == HOLDS
+
+
 def test_the_first_run_at_a_worker_does_not_decide() -> None:
     family = gil_holder()
     run_away(family, 1, 0.5, transfer_s=0.5)

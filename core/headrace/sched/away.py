@@ -80,9 +80,7 @@ def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
 
 def _is_ready_for(m: Machine, worker: Worker, task: Task) -> bool:
     family = task.family
-    return (
-        task.job.lane != "auto" or family.kind != HOLDS or worker.id in family.ready_at or task.id in m.deaths
-    )
+    return task.job.lane != "auto" or family.kind != HOLDS or worker.id in family.ready_at or task.id in m.deaths
 
 
 def _load_s(worker: Worker) -> float:

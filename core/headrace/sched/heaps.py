@@ -79,8 +79,7 @@ def moving_pays(m: Machine, family: Family) -> bool:
     its way there as if it had to be started.
     """
     return family.may_move(m.now) and (
-        (m.up > 0 and bool(family.ready_at))
-        or m.regret_s + family.pending * family.wall_s > m.launch_s
+        (m.up > 0 and bool(family.ready_at)) or m.regret_s + family.pending * family.wall_s > m.launch_s
     )
 
 

@@ -30,12 +30,12 @@ KIND_NAMES = ("unknown", "quick", "free", "wide", "holds-gil")
 MOVE_BELOW = 2.0
 """A task that takes longer than this at a worker, its transfer included, is better run here: moving it costs memory
 too, and work in this process that is not measured here."""
-STARVED = 0.7
+STARVED = 0.8
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
 SHORT_RUNS, SHORT_S = 4, 0.008
 LONG_RUNS, LONG_S = 2, 0.060
 """So many runs beside others, with so many seconds in all, are enough to say so."""
-ALIKE = 0.13
+ALIKE = 0.18
 """A family that was never seen alone waits for the GIL if its share of a core is that close to an equal one."""
 FORGET = 0.98
 """With each run here, a cost at a worker that speaks against moving shrinks by this factor: it may have been a bad
@@ -61,6 +61,7 @@ class Family:
         "beside_others",
         "beside_wall",
         "held_s",
+        "holds",
         "kind",
         "movable",
         "name",
@@ -96,7 +97,8 @@ class Family:
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
         self.stay_until_s = 0.0
-        self.held_s = 0.0  # what has run here since it was found to hold the GIL
+        self.holds = False  # was found to hold the GIL; remembered while its tasks are quick
+        self.held_s = 0.0  # what has run here since then
         self.retest_s = RETEST_S
         self.width = 0.0
         self.solo_wall = self.solo_cpu = 0.0
@@ -134,14 +136,18 @@ class Family:
         self._smooth(wall)
         if self.wall_s < inline_below_s:
             self.kind = QUICK
-        elif self.kind != HOLDS:
+        elif self.holds:
+            self.kind = HOLDS
+        else:
             self.kind = self._slow_kind(neighbours)
+            self.holds = self.kind == HOLDS
 
     def _doubt(self, wall: float) -> None:
         """A verdict may be wrong, or out of date: every now and then the family has to prove it again."""
         self.held_s += wall
         if self.held_s > self.retest_s:
             self.kind = FREE
+            self.holds = False
             self.held_s = 0.0
             self.retest_s *= 4.0
             self._forget_shared()
