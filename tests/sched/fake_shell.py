@@ -259,7 +259,9 @@ class FakeShell:
 
     def _obey_Prepare(self, command: c.Prepare) -> None:
         worker = self.workers[command.worker]
-        assert worker.up and not worker.queue and worker.current is None
+        assert worker.up
+        assert not worker.queue
+        assert worker.current is None
         worker.up = False
 
     def _obey_FinishJob(self, command: c.FinishJob) -> None:

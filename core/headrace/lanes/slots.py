@@ -34,8 +34,8 @@ wants the GIL."""
 STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
 """Only of a task this long that got less of the CPU than this is it asked whether other processes were to blame."""
 ONE_CORE = (0.85, 1.15)
-"""Nor if the process got so many cores meanwhile: where other processes are to blame, the kernel gives it less, or more.
-Tasks that wait for the GIL get one, and may stand in its queue for it: who lets go of the GIL wakes another there."""
+"""Nor if the process got so many cores meanwhile: where others are to blame, the kernel gives it less, or more. Tasks
+that wait for the GIL get one, and may stand in its queue, too: who lets go of the GIL wakes another there."""
 _local = threading.local()
 
 

@@ -77,7 +77,7 @@ class Launch(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """Have a worker with an empty queue import what open jobs need; answered by ``WorkerStarted``, as if it were new."""
+    """Have a worker that has no tasks import what open jobs need; answered by ``WorkerStarted``, as if it were new."""
 
     worker: int
 
