@@ -279,7 +279,7 @@ def computes(items):
         thread.start()
     for thread in threads:
         thread.join()
-    time.sleep(0.01)
+    time.sleep(0.01)  # which is a system call, as more memory is
     bytearray(1 << 26)
     assert random.random() < 1 < time.time()
     assert os.urandom(8)
