@@ -32,7 +32,9 @@ from moved_stages import (
 )
 
 import headrace
-from headrace.errors import MustStayHere, UnpicklableError
+from headrace.errors import MustStayHere, UnpicklableError, WorkerDied
+from headrace.lanes.stages import pool
+from headrace.lanes.stages.process import StageProcess
 from headrace.runtime import Runtime
 from headrace.store.pickling import register_reducer
 from headrace.testing import wait_until
@@ -92,6 +94,26 @@ def test_a_death_in_the_midst_of_large_items(rt: Runtime, tmp_path: Path) -> Non
     stage = rt.submit(die_once, rt.submit(arrays, 30), tmp_path / "died", 15)
     assert [int(item[0]) for item in stage.result(TIMEOUT_S)] == list(range(30))
     assert (tmp_path / "died").exists()
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_death_before_a_process_is_up(rt: Runtime, deaths: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    died: list[int] = []
+
+    class Short(StageProcess):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            if len(died) < deaths:
+                self.kill()
+                died.append(1)
+
+    monkeypatch.setattr(pool, "StageProcess", Short)
+    total = rt.submit(sum, rt.submit(slowly, 20))
+    if deaths < rt.settings.max_deaths:
+        assert total.result(TIMEOUT_S) == sum(range(20))
+    else:
+        with pytest.raises(WorkerDied, match="no worker process could be started"):
+            total.result(TIMEOUT_S)
 
 
 def test_what_cannot_be_pickled_is_an_error(rt: Runtime) -> None:

@@ -111,7 +111,7 @@ class Moving:
 
     def another(self, forced: bool) -> StageProcess | None:
         """A process, once it is up."""
-        return self.pool.another(_ANY_NUMBER if forced else self._most)
+        return self.pool.another(_ANY_NUMBER if forced else self._most, self.max_deaths)
 
 
 class _Ending:

@@ -52,17 +52,20 @@ class Pool:
             self._all.add(process)
             return process
 
-    def another(self, most: int) -> StageProcess | None:
-        """As :meth:`take`. Blocks until it is up."""
-        process = self.take(most)
-        try:
-            while process is not None and not process.wait_until_ready(1.0):
-                pass
-        except LostError:
-            assert process is not None
-            self.drop(process)
-            return None
-        return process
+    def another(self, most: int, attempts: int) -> StageProcess | None:
+        """As :meth:`take`. Blocks until it is up; of those that die before that, so many are started."""
+        for _ in range(attempts):
+            process = self.take(most)
+            if process is None:
+                break
+            try:
+                while not process.wait_until_ready(1.0):
+                    pass
+            except LostError:
+                self.drop(process)
+            else:
+                return process
+        return None
 
     def give_back(self, process: StageProcess) -> None:
         """A process has nothing to do any more. One that goes on all the same is ended."""
