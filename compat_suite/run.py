@@ -7,16 +7,18 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from compat_suite import compare
 from compat_suite.recipe import Suite
 from compat_suite.venv import ROOT
+from headrace_dask.bench.process import is_resource_tracker
 
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0"}
 """The same for every scheduler: threads of a BLAS would blur the times, a window would need a display, and pytest-xdist
@@ -163,10 +165,31 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> str:
     except subprocess.TimeoutExpired:
         return f"killed after {timeout_s:.0f} s"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill(pid for pid in psutil.pids() if _group(pid) == process.pid)
         process.wait()
     return "" if code in (0, 1) else f"pytest ended with {code}"  # 1: some tests failed, which is not trouble yet
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _kill(pids: Iterable[int]) -> list[int]:
+    """Kills processes, but for resource trackers; gives those that it has killed.
+
+    A tracker takes away what the killed leave in ``/dev/shm``, and ends after them.
+    """
+    killed = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if not is_resource_tracker(process):
+                process.kill()
+                killed.append(pid)
+    return killed
 
 
 def _kill_marked(mark: str, grace_s: float = 10.0) -> list[str]:
@@ -174,13 +197,18 @@ def _kill_marked(mark: str, grace_s: float = 10.0) -> list[str]:
 
     Workers notice by themselves that their owner has gone; they get time for that, even on a busy machine.
     """
+    found = _outlasting(mark, grace_s)
+    killed = _kill(found)
+    _outlasting(mark, grace_s)
+    return [found[pid] for pid in killed]
+
+
+def _outlasting(mark: str, grace_s: float) -> dict[int, str]:
+    """Waits for the end of those that carry the mark; gives those that are still there after this time."""
     deadline = time.monotonic() + grace_s
     while (found := _marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)  # they are no children of this process: nothing tells when they end
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return list(found.values())
+    return found
 
 
 def _marked(mark: str) -> dict[int, str]:

@@ -9,7 +9,8 @@ import matplotlib.font_manager
 import pytest
 
 SOURCE = """
-import os, signal, subprocess, sys, time
+import multiprocessing, os, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 def inc(x): return x + 1
@@ -39,6 +40,12 @@ def several():
     return [dask.delayed(inc)(1), dask.delayed(inc)(2)]
 
 def get_nothing(dsk, keys, **options): return None
+def get_beside_a_pool(dsk, keys, **options):
+    import dask
+    global pool
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    pool.submit(os.getpid).result()
+    return dask.get(dsk, keys)
 def raise_in_get(dsk, keys, **options): raise RuntimeError("this scheduler is broken")
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -151,5 +152,16 @@ def test_a_child_outlives_an_error_but_not_its_bound(graphs: str) -> None:
             child.request("start", scheduler="sync", module="no_such_module", limit_s=60)
         child.request("start", scheduler="sync", module="dask.local", limit_s=60)
         assert child.request("first", limit_s=60)["seconds"] > 0
+        with pytest.raises(BoundExceeded):
+            child.request("first", limit_s=0)
+
+
+def test_a_pool_that_is_killed_beyond_the_bound_leaves_no_semaphore(graphs: str) -> None:
+    # That they are gone is what every test is held to.
+    before = set(os.listdir("/dev/shm"))
+    with ChildProcess() as child:
+        child.request("start", scheduler=f"{graphs}:get_beside_a_pool", module=graphs, limit_s=60)
+        child.request("first", limit_s=60)
+        assert [name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-") and name not in before]
         with pytest.raises(BoundExceeded):
             child.request("first", limit_s=0)

@@ -100,6 +100,19 @@ def test_hangs():
     threading.Event().wait(600)
 """
 
+POOL = """
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+
+def test_ends_beside_a_pool():
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    assert pool.submit(os.getpid).result() != os.getpid()
+    assert any(name.startswith("sem.mp-") for name in os.listdir("/dev/shm"))
+    os._exit(3)
+"""
+
 RECIPE = """
 summary = "The fake suite"
 requirements = "fake.txt"
@@ -123,7 +136,7 @@ def bench(tmp_path: Path) -> Bench:
     package = tmp_path / "fake_suite"
     package.mkdir()
     (package / "__init__.py").touch()
-    for name, text in (("test_fake", FAKE), ("test_crash", CRASH), ("test_hang", HANG)):
+    for name, text in (("test_fake", FAKE), ("test_crash", CRASH), ("test_hang", HANG), ("test_pool", POOL)):
         (package / f"{name}.py").write_text(text)
     return Bench(Path(sys.executable), tmp_path / "logs", {}, tmp_path)
 
@@ -189,6 +202,14 @@ def test_a_crash_and_what_it_leaves_behind_are_seen(bench: Bench) -> None:
     mark = leftover.split()[-1]
     assert len(mark) == 32
     assert subprocess.run(["pgrep", "-f", mark], capture_output=True, check=False).stdout == b""
+
+
+def test_a_pool_that_is_killed_leaves_no_semaphore(bench: Bench) -> None:
+    # That they are gone is what every test is held to.
+    suite = Suite("pool", ("fake_suite.test_pool",))
+    run = bench.run(suite, BASELINE, suite.targets)
+    assert [outcome.status for outcome in run.outcomes.values()] == ["did not end"]
+    assert (run.trouble, list(run.leftovers)) == ("pytest ended with 3", [])
 
 
 def test_a_session_that_hangs_is_ended(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -157,19 +158,40 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def is_resource_tracker(process: psutil.Process) -> bool:
+    """Whether it is multiprocessing's or loky's, which takes away what its users leave in ``/dev/shm``."""
+    try:
+        return any("resource_tracker import main" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def kill_family(root: subprocess.Popen[bytes], mark: str) -> None:
-    """Kills a process, all that descends from it, and all that bears its mark; returns when they are gone."""
-    while family := {*descendants(root.pid), *marked(mark)}:
-        for process in family:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
-        _, alive = psutil.wait_procs(family, timeout=5)
+    """Kills a process, all that descends from it, and all that bears its mark; returns when they are gone.
+
+    Resource trackers get the time to take away what the others leave: the semaphores of a pool have names.
+    """
+    while users := [process for process in _family(root, mark) if not is_resource_tracker(process)]:
+        _kill(users)
+        _, alive = psutil.wait_procs(users, timeout=5)
         if alive:
             break  # not even SIGKILL ends what hangs in the kernel
     root.kill()
     root.wait()
+    _, alive = psutil.wait_procs(_family(root, mark), timeout=5)
+    _kill(alive)
+
+
+def _family(root: subprocess.Popen[bytes], mark: str) -> set[psutil.Process]:
+    return {*descendants(root.pid), *marked(mark)}
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
 
 
 def tree_pss_bytes(pid: int) -> int:
