@@ -429,6 +429,13 @@ def test_a_failed_graph_stops_its_streams(live: Runtime) -> None:
     assert stopped.wait(TIMEOUT_S)
 
 
+def test_who_asks_for_the_status_while_a_stream_outlives_its_future(live: Runtime) -> None:
+    stream = live.submit(endless).result(TIMEOUT_S)
+    gc.collect()
+    wait_until(lambda: not live.status()["tasks"].get("done"), "the end of the future", TIMEOUT_S)
+    assert next(stream) == 0
+
+
 def test_the_end_of_a_runtime_ends_its_streams() -> None:
     with Runtime(lane="threads", stream_buffer_bytes=1000) as rt:
         stream = rt.submit(endless).result(TIMEOUT_S)

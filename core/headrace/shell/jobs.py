@@ -260,7 +260,10 @@ class Jobs:
     def key_of(self, task: int) -> str:
         """The name of a task, for messages."""
         job = self.of(task)
-        return str(task) if job is None else job.key(task - job.base)
+        try:
+            return str(task) if job is None else job.key(task - job.base)
+        except KeyError:
+            return str(task)  # of a future that nobody holds any more, though its stream is still made
 
     def release(self, tasks: list[int]) -> tuple[list[int], list[Any]]:
         """Forgets values that nobody reads any more.
@@ -280,7 +283,10 @@ class Jobs:
                 if index not in job.wanted:
                     released.append(task)
                 continue
-            values.append(job.values.pop(index, None))
+            value = job.values.pop(index, None)
+            if type(value) is Stream:
+                value.expect_nobody()
+            values.append(value)
             released.append(task)
             if job is self.futures:
                 for table in (job.calls, job.deps, job.keys):

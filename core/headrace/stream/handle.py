@@ -96,6 +96,10 @@ class Stream(Iterator[Any]):
         else:
             self._source.expect_no_more(tasks)
 
+    def expect_nobody(self) -> None:
+        """For the runtime: whoever was to get a handle of its own has one, or will not."""
+        self._source.expect_nobody()
+
     def for_task(self, task: int) -> Stream:
         """A handle of its own for a task that begins."""
         return Stream(self._source, task)

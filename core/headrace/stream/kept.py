@@ -135,6 +135,12 @@ class Kept:
             self.flow.expected.difference_update(tasks)
         self._left()
 
+    def expect_nobody(self) -> None:
+        """No task will come any more."""
+        with self._lock:
+            self.flow.expected.clear()
+        self._left()
+
     def abandon(self, consumer: int) -> None:
         """The task begins again, or has failed: whatever still refers to its readers does not read."""
         for reader, (task, _) in list(self.readers.items()):
