@@ -89,7 +89,7 @@ def test_who_leaves_a_graph_stops_all_of_its_stages(rt: Runtime, stages: int) ->
     calls: list[Any] = [(chain[0], (), None, ())]
     calls += [(stage, (None,), None, ((0, number),)) for number, stage in enumerate(chain[1:])]
     calls.append((exhaust, (None,), None, ((0, stages - 1),)))
-    names = [f"stage-{number}" for number in range(stages + 1)]
+    names: list[Any] = [f"stage-{number}" for number in range(stages + 1)]
     deps = [(), *[(number,) for number in range(stages)]]
     graph = Graph(names, calls, deps, names, [stages])
 
