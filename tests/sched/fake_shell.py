@@ -21,6 +21,7 @@ PROFILES = {
     "free": (0.01, 1.0, 1.0, 1.0),
     "wide": (0.05, 1.0, 1.0, 3.0),
     "gil": (0.08, 1.0, 0.5, 1.0),
+    "other gil": (0.07, 1.0, 0.5, 1.0),  # needs other modules: workers that are up are to be prepared for it
 }
 FAMILIES = tuple(PROFILES)
 
@@ -114,6 +115,7 @@ class FakeShell:
     def __init__(self, cores: int = 2, lane: str = "auto", trouble: bool = True, check: bool = True) -> None:
         self.machine = Machine(cores, lane=lane, check=check, max_deaths=3, idle_timeout_s=5.0)
         self.trouble = trouble
+        self.streams = True  # whether tasks may turn out to make streams
         self.now = 0.0
         self.jobs: dict[int, FakeJob] = {}
         self.futures: dict[int, FakeFuture] = {}  # those that somebody holds
@@ -315,8 +317,7 @@ class FakeShell:
             self.published.pop(task, None)
             if self._is_output(task, job):
                 for worker in self.workers.values():
-                    if worker.up:
-                        worker.inbox.append(c.Release([task], ()))
+                    worker.inbox.append(c.Release([task], ()))
 
     def _is_output(self, task: int, job: FakeJob | None = None) -> bool:
         job = job or self.jobs.get(self.owner[task][1])

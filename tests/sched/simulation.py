@@ -76,7 +76,7 @@ class World(FakeShell):
             found: list[Action] = [("end", partial(self._end_task, slot))]
             if not slot.stalled:
                 found.append(("stall", partial(self._stall, slot)))
-            if self._is_known(slot.current):
+            if self.streams and self._is_known(slot.current):
                 found.append(("become a stage", partial(self._become_stage, slot)))
             return found
         found = [("report", partial(self._report, slot))] if slot.spans or not slot.pending or slot.stalled else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from cost import cost_us
@@ -114,20 +115,35 @@ def test_long_random_walks(seed: int) -> None:
     world = World(cores=rng.choice((1, 2, 3)), lane=rng.choice(LANES))
     world.trouble = rng.random() < 0.7
     for _ in range(150):
-        _random_step(world, rng)
+        _random_step(world, rng, FAMILIES, LANES)
     world.finish(seed)
 
 
-def _random_step(world: World, rng: random.Random) -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_workers_come_go_and_are_prepared_for_what_holds_the_gil(seed: int) -> None:
+    rng = random.Random(seed)
+    world = World(cores=rng.choice((2, 3)), lane="auto")
+    world.trouble, world.streams = rng.random() < 0.5, False
+    for families in (("gil",), ("other gil",), ("gil", "other gil")):
+        for _ in range(150):
+            _random_step(world, rng, families, ("auto",))
+        world.run(seed)
+    world.finish(seed)
+
+
+def _random_step(world: World, rng: random.Random, families: Sequence[str], lanes: Sequence[str]) -> None:
     chance = rng.random()
     if chance < 0.03 and len(world.jobs) < 4:
         running = world.running_slots()
-        world.submit(**_random_graph(rng), inside=rng.choice(running) if running and rng.random() < 0.5 else None)
+        world.submit(
+            **_random_graph(rng, families, lanes),
+            inside=rng.choice(running) if running and rng.random() < 0.5 else None,
+        )
     elif chance < 0.08:
         held = list(world.futures)
-        world.submit_future(tuple(rng.sample(held, min(len(held), rng.choice((0, 1, 2))))), rng.choice(FAMILIES))
+        world.submit_future(tuple(rng.sample(held, min(len(held), rng.choice((0, 1, 2))))), rng.choice(families))
     elif chance < 0.085 and (running := world.running_slots()):
-        world.await_future(rng.choice(running), world.submit_future((), rng.choice(FAMILIES)))
+        world.await_future(rng.choice(running), world.submit_future((), rng.choice(families)))
     elif chance < 0.10 and world.futures:
         world.drop([rng.choice(list(world.futures))])
     elif chance < 0.11 and world.futures:
@@ -142,17 +158,17 @@ def _random_step(world: World, rng: random.Random) -> None:
         rng.choice(actions)[1]()
 
 
-def _random_graph(rng: random.Random) -> dict[str, object]:
+def _random_graph(rng: random.Random, families: Sequence[str], lanes: Sequence[str]) -> dict[str, object]:
     size = rng.randrange(1, 14)
     deps = [tuple(sorted(rng.sample(range(i), min(rng.choice((0, 1, 1, 2, 3)), i)))) for i in range(size)]
-    few = FAMILIES if rng.random() < 0.5 else rng.sample(FAMILIES, 1)
+    few = families if rng.random() < 0.5 else rng.sample(families, 1)
     return {
         "deps": deps,
         "families": [rng.choice(few) for _ in range(size)],
         "outputs": sorted(rng.sample(range(size), rng.randrange(1, size + 1))),
         "literals": {i for i in range(size) if not deps[i] and rng.random() < 0.1},
         "pinned": [i for i in range(size) if rng.random() < 0.1],
-        "lane": rng.choice(("auto", *LANES)),
+        "lane": rng.choice(("auto", *lanes)),
         "limit": rng.choice((1, 2, 3, None)),
     }
 

@@ -39,6 +39,8 @@ GUESS_S = LONG_S
 """What a task of a family is expected to take as long as none has run: nothing is queued behind the unknown."""
 STEAL_ABOVE_S = 0.003
 """A queue with less expected work than this behind its head is not worth a round trip."""
+MOST_LOOKED_AT = 8
+"""So many workers are asked whether they have imported what a task needs, when the best one has not, and is busy."""
 LATE_S = 0.1
 """A worker that says nothing for this long takes longer than expected, whatever its queue looks like."""
 
@@ -51,11 +53,13 @@ def place_away(m: Machine, job: Job) -> bool:
         worker = None if task is None else _choose(m, job, task)
         if task is None or worker is None:
             break
-        if not _is_ready_for(m, worker, task):
-            if worker.queue:
+        if not is_ready_for(m, worker, task):
+            if not worker.queue:
+                prepare(m, worker)
+                continue
+            worker = _other_ready(m, job, task)
+            if worker is None:
                 break
-            prepare(m, worker)
-            continue
         heappop(job.away)
         _fill(m, job, worker, task)
         placed = True
@@ -69,7 +73,7 @@ def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
     if spare is None:  # the better of any two is nearly as good as the best of all
         spare = min(islice(job.roomy if full else m.roomy, 2), key=_load_s, default=None)
     best, size = _holder(m, task)
-    if best is None or best.stopping or not job.may_engage(best):
+    if best is None or not best.up or best.stopping or not job.may_engage(best):
         return spare
     if best not in m.roomy and (best.load_s >= 2.0 * m.ahead_s or len(best.queue) >= QUEUE_LENGTH):
         return spare
@@ -78,9 +82,15 @@ def _choose(m: Machine, job: Job, task: Task) -> Worker | None:
     return spare
 
 
-def _is_ready_for(m: Machine, worker: Worker, task: Task) -> bool:
+def is_ready_for(m: Machine, worker: Worker, task: Task) -> bool:
+    """Whether a worker has imported what a task needs, or that is not worth waiting for."""
     family = task.family
-    return task.job.lane != "auto" or family.kind != HOLDS or worker.id in family.ready_at or task.id in m.deaths
+    return worker.id in family.ready_at or family.kind != HOLDS or task.job.lane != "auto" or task.id in m.deaths
+
+
+def _other_ready(m: Machine, job: Job, task: Task) -> Worker | None:
+    roomy = islice(m.roomy, MOST_LOOKED_AT)
+    return next((worker for worker in roomy if job.may_engage(worker) and is_ready_for(m, worker, task)), None)
 
 
 def _load_s(worker: Worker) -> float:
@@ -302,6 +312,7 @@ def _note_ready(m: Machine, worker: int) -> None:
     for family in m.families.values():
         if family.pending:
             family.ready_at.add(worker)
+    m.look_again = True
 
 
 def stop(m: Machine, worker: Worker, kill: bool) -> None:

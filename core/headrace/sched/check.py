@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from headrace.errors import InternalError
-from headrace.sched.away import STEAL_ABOVE_S, has_room
+from headrace.sched.away import STEAL_ABOVE_S, has_room, is_ready_for
 from headrace.sched.heaps import heap_of
 from headrace.sched.state import (
     AWAY,
@@ -282,6 +282,9 @@ def _verify_workers_are_used(m: Machine, job: Job, ready: list[Task]) -> None:
     away = [task for task in ready if heap_of(m, task) is job.away]
     roomy = [worker for worker in m.workers.values() if worker.up and not worker.stopping and has_room(m, worker)]
     usable = [worker for worker in roomy if job.may_engage(worker)]
+    first = min_of(m, job.away)
+    if first is not None and first in away:  # the others wait for their turn
+        usable = [worker for worker in usable if is_ready_for(m, worker, first) or not worker.queue]
     _holds(not (away and usable), f"{away[:3]} are ready and {len(usable)} workers have room")
 
 

@@ -75,7 +75,7 @@ def moving_pays(m: Machine, family: Family) -> bool:
     """Whether tasks of this family, which hold the GIL, should go to worker processes.
 
     As with hiring and buying: once what was lost for want of workers comes to what they cost, they are started, even if
-    no single graph is worth it. Most of what a worker costs is imports: a family for which none has made them pays as if
+    no single graph is worth it. Most of what a worker costs is imports: a family for which none made them pays as if
     one had to be started.
     """
     return family.may_move(m.now) and (

@@ -97,6 +97,7 @@ class Machine:
 
         self.out: list[c.Command] = []
         self.moved = False  # whether a ready task was found in a heap where it does not belong any more, and moved
+        self.look_again = False  # whether what was placed of one job changes what may be placed of the others
         self.ending: list[Job] = []  # jobs whose last value has come in the event at hand
         self.releases: dict[tuple[int, ...], list[int]] = {}  # places → values that nobody needs since that event
         self.log = Log()

@@ -21,24 +21,31 @@ if TYPE_CHECKING:
 
 def place(m: Machine) -> None:
     """Places whatever can be placed now."""
-    for job in tuple(m.hungry):
-        if job.lane == "processes":
-            _place_forced(m, job)
-        else:
-            again = True
-            while again:
-                if m.pumping:
-                    lend(m, job)
-                place_here(m, job)
-                again = m.moved = False
-                if job.away:
-                    launch(m, job)
-                    again = place_away(m, job)  # workers have more to do now: what would wait for them may stay
-                again |= m.moved  # to another heap, which has been looked at already
-        if not job.hungry:
-            m.hungry.pop(job, None)
+    m.look_again = True
+    while m.look_again:
+        m.look_again = False
+        for job in tuple(m.hungry):
+            _place_of(m, job)
+            if not job.hungry:
+                m.hungry.pop(job, None)
     if m.victims and (m.idle_workers or (m.autos and not m.busy)):
         steal(m)
+
+
+def _place_of(m: Machine, job: Job) -> None:
+    if job.lane == "processes":
+        _place_forced(m, job)
+        return
+    again = True
+    while again:
+        if m.pumping:
+            lend(m, job)
+        place_here(m, job)
+        again = m.moved = False
+        if job.away:
+            launch(m, job)
+            again = place_away(m, job)  # workers have more to do now: what would wait for them may stay
+        again |= m.moved  # to another heap, which has been looked at already
 
 
 def _place_forced(m: Machine, job: Job) -> None:

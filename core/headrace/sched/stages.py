@@ -86,12 +86,13 @@ def stage_ended(m: Machine, event: e.StageEnded) -> None:
 
 def lend(m: Machine, job: Job) -> None:
     """If what is next reads a stream, and there is no slot for it, one that makes a stream does not count any more."""
-    while m.pumping and job.free and (not m.idle or len(job.engaged) >= job.limit):
+    while m.pumping and job.free:
+        full = len(job.engaged) >= job.limit
         task = head(m, job.free)
-        if task is None or not task.stage & READS:
+        if task is None or not task.stage & READS or not (full or not m.idle):
             return
-        mine = (slot for slot in m.pumping if slot.job is job)
-        slot = next(mine, None) or next(iter(m.pumping))
-        give_away(m, slot)
-        if slot.job is not job and len(job.engaged) >= job.limit:
-            return
+        slot = next((slot for slot in m.pumping if slot.job is job), None)
+        if slot is None and full:
+            return  # another job's slot is of no use to this one
+        give_away(m, slot or next(iter(m.pumping)))
+        m.look_again = True
