@@ -72,6 +72,17 @@ def only_here(items: Iterable[int]) -> Iterator[OnlyHere]:
         yield OnlyHere(item, None)
 
 
+def count_and_hide(items: Iterable[Any]) -> int:
+    """Counts what comes before its input ends, however that is."""
+    found = 0
+    try:
+        for _ in items:
+            found += 1
+    except BaseException:
+        pass
+    return found
+
+
 def fail_only_here(items: Iterable[int]) -> Iterator[int]:
     yield from items
     raise OnlyHere(5, threading.Lock())

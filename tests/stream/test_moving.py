@@ -14,6 +14,7 @@ import pytest
 from moved_stages import (
     OnlyHere,
     arrays,
+    count_and_hide,
     die,
     die_once,
     fail_at,
@@ -106,6 +107,7 @@ def test_what_cannot_be_unpickled_runs_here(rt: Runtime) -> None:
     made = rt.submit(only_here, rt.submit(slowly, 50))
     assert [item.args for item in made.result(TIMEOUT_S)] == [(number,) for number in range(50)]
     assert rt.submit(lambda items: len(list(items)), made).result(TIMEOUT_S) == 50
+    assert rt.submit(count_and_hide, made).result(TIMEOUT_S) == 50
 
 
 def test_a_failure_that_cannot_be_pickled_moves(rt: Runtime) -> None:

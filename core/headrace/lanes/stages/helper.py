@@ -64,6 +64,7 @@ class Helper:
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._inputs: list[SimpleQueue[Any]] = []
         self._stopped = False
+        self._unfit: _Unfit | None = None  # even if the call hides it
         self._number = _NOBODY  # of the call
         self._taking = threading.Lock()  # held by whoever decides that a call takes what has come for it
         self._items: list[Any] = []
@@ -85,6 +86,8 @@ class Helper:
             call = self._calls.get()
             try:
                 last = self._run(*call)
+                if self._unfit is not None:
+                    last = frames.UNFIT, str(self._unfit), None
                 self._let_go()
                 self._send(*last)
             except OSError:
@@ -126,7 +129,8 @@ class Helper:
                 try:
                     kind, *rest = self._channel.receive()
                 except UnpicklableError as error:
-                    self._end_inputs(_Unfit(str(error)))
+                    self._unfit = _Unfit(str(error))
+                    self._end_inputs(self._unfit)
                 else:
                     self._hear(kind, rest)
         except BaseException:
@@ -173,7 +177,7 @@ class Helper:
         resumed: Progress | None,
         call: Any,
     ) -> None:
-        self._stopped = False
+        self._stopped, self._unfit = False, None
         self._resumed = resumed or frames.BEGINNING
         self._reports = resumed is not None
         self._number = number
