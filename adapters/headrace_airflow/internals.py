@@ -3,8 +3,9 @@
     origin      prepare_origin
     supervisor  run_workload
     pulse       heartbeats
-    zygote      forbid_database, hold_parsed, reseed, run_task
-    scheduler   connect_anew, wake_key, assigns_ids, is_task, state_class, no_longer_running
+    zygote      forbid_database, hold_parsed, reseed, run_task, run_ahead
+    scheduler   connect_anew, wake_key, may_sleep_for_scheduler, newest_queued_run, assigns_ids, is_task, state_class,
+                no_longer_running
 
 Nothing is imported from Airflow before it is needed: the daemon and the command line stay small.
 """
@@ -19,6 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from headrace_airflow.gate import Gate
@@ -62,6 +64,9 @@ _FOR_ALL: Final = (
     "airflow.sdk.log",
     "airflow.sdk.plugins_manager",
     "encodings.idna",
+    "encodings.unicode_escape",
+    "headrace_airflow.ahead",
+    "headrace_airflow.rendering",
     "jinja2.ext",
     "setproctitle",
 )
@@ -223,7 +228,7 @@ def held_dag(dag_id: str) -> Any:
 
 
 def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
-    """Parses a DAG file as a task would; tasks forked from here find it parsed.
+    """Parses a DAG file as a task would, and finds the listeners of tasks; those forked from here have all this.
 
     Returns:
         why it cannot be held; empty: it is held.
@@ -247,6 +252,7 @@ def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
             "bundle_name": bundle_name,
         }
         bag = stock(**arguments)
+        _find_listeners()
     finally:
         del task_runner.SUPERVISOR_COMMS
     if comms.asked_for:
@@ -263,6 +269,18 @@ def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
     _held = bag
     dagbag.BundleDagBag = held
     return ""
+
+
+def _find_listeners() -> None:
+    """Loads the plugins, for those among them that listen to tasks."""
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.listener import get_listener_manager
+
+    task_runner.SUPERVISOR_COMMS = _NoSupervisor()
+    try:
+        get_listener_manager()
+    except NeedsSupervisor:  # a plugin asks for something of Airflow's: each task loads them for itself
+        pass
 
 
 class _NoSupervisor:
@@ -301,7 +319,7 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     """
     from airflow.sdk.execution_time import supervisor, task_runner
 
-    from headrace_airflow import ahead, generators, rendering
+    from headrace_airflow import ahead, generators, rendering, task_logging
 
     _end_on_sigterm()
     _end_on_segfault()
@@ -309,6 +327,7 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     if hasattr(task_runner, "_serialize_template_field"):
         task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
     sockets = [socket.socket(fileno=fd) for fd in (requests, stdout, stderr)]
+    task_logging.use()
     if generators.in_use():
         ahead.prepare(None if forerunner is None else ahead.Forerunner(forerunner, log_fd), tell)
     supervisor._fork_main(*sockets, log_fd, _target(message))
@@ -389,6 +408,37 @@ def wake_key() -> Any:
     except ImportError:
         return None
     return ConnectionTestKey(id="headrace-wake-up")
+
+
+def may_sleep_for_scheduler() -> bool:
+    """Whether an executor may sleep in the scheduler's place while it has no task.
+
+    Not beside others, which may have something to do meanwhile; nor where idle loops are counted, because a loop that
+    was woken is none (``airflow scheduler --only-idle``).
+    """
+    from airflow.executors.executor_loader import ExecutorLoader
+
+    return len(ExecutorLoader.get_executor_names()) == 1 and "--only-idle" not in sys.argv
+
+
+def newest_queued_run() -> datetime | None:
+    """When the last of the runs was queued that the scheduler has not started.
+
+    ``None``: there is none, or the database does not say; the scheduler will ask it soon, and knows what to do then.
+    """
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
+    from sqlalchemy import func, select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    query = select(func.max(DagRun.queued_at)).where(DagRun.state == DagRunState.QUEUED)
+    try:
+        with create_session() as session:
+            found: datetime | None = session.scalar(query)
+    except SQLAlchemyError:
+        return None
+    return found
 
 
 def assigns_ids() -> bool:

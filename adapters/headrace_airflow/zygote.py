@@ -25,7 +25,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
-from headrace_airflow import containment, internals, processes, wire, workers
+from headrace_airflow import containment, internals, processes, task_logging, wire, workers
 from headrace_airflow.followers import Follower, Followers
 from headrace_airflow.sources import Sources, Watch
 from headrace_airflow.speculation import Instance
@@ -239,6 +239,7 @@ class Zygote:
         """In the child: does what a task has ordered; never returns."""
         try:
             self._leave(task)
+            task_logging.undo()
             workers.become(message, fds)
         except BaseException:
             traceback.print_exc()
@@ -303,6 +304,7 @@ def main(daemon: Channel) -> None:
         if unfit:
             return
     signal.set_wakeup_fd(-1)
+    task_logging.prepare()
     gc.collect()
     gc.freeze()
     Zygote(daemon).run()
