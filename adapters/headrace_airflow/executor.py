@@ -8,9 +8,9 @@ Every submission has an id of its own: the external executor id that the schedul
 may have two submissions for a moment (a deferred task that resumes before its first process is gone), never two with
 one id.
 
-Nothing here waits, with one exception: while tasks run and there is nothing else to do, ``sync`` waits for them, up to
-the time that the scheduler would have slept anyway, and returns at once when one has ended. That is what closes the gap
-between a task and its successor.
+Nothing here waits, with one exception: when there is nothing else to do, ``sync`` waits up to the time that the
+scheduler would have slept anyway, and returns at once when a task has ended or a run was asked for. That is what closes
+the gap between a task and its successor, and between a run and its first task.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from airflow.utils.state import TaskInstanceState
 from headrace.errors import ConfigError
 from headrace_airflow import client, internals, places, settings, xcom
 from headrace_airflow.collector import Collector
+from headrace_airflow.ends import End, Ends
+from headrace_airflow.newcomers import Newcomers
 from headrace_airflow.wire import Channel, Message
 
 if TYPE_CHECKING:
@@ -83,12 +85,15 @@ class HeadraceExecutor(BaseExecutor):
         """Key → its latest submission."""
         self._unstarted: dict[str, _Sent] = {}
         """Submissions that the daemon has not started yet, oldest first: another daemon may have to do it."""
+        self._ends = Ends()
         self._submitted = False
         self._synced_at = time.monotonic()
         self._looked_at = 0.0
         self._launched_at = float("-inf")
         self._wake_key = internals.wake_key()
         self._idle_sleep_s = conf.getfloat("scheduler", "scheduler_idle_sleep_time", fallback=1.0)
+        self._runs = Newcomers(internals.newest_queued_run)
+        self._waits_for_runs = False
         self._draining = False
         self._collector: Collector | None = None
 
@@ -117,6 +122,7 @@ class HeadraceExecutor(BaseExecutor):
             self.place, self.settings, self.log_file, "scheduler", environ=_environment(), store=_store()
         )
         self.log.info("Connected to the Headrace daemon in %s", self.place)
+        self._waits_for_runs = internals.may_sleep_for_scheduler()
         if _store():
             self._collector = Collector(xcom.settings().collect_s, self.log_file)
 
@@ -130,6 +136,7 @@ class HeadraceExecutor(BaseExecutor):
         while self._keys and self._daemon is not None:
             self._wait(_DRAIN_LOG_S)
             self._take_events()
+        self._tell(*self._ends.due(idle=True))
         self._disconnect()
 
     def terminate(self) -> None:
@@ -187,7 +194,7 @@ class HeadraceExecutor(BaseExecutor):
     # --- events ---
 
     def sync(self) -> None:
-        """Takes in what the daemon says; waits for it only instead of the scheduler's idle sleep."""
+        """Takes in what the daemon says; waits only instead of the scheduler's idle sleep."""
         if self._collector is not None:
             self._collector.look()
         submitted, self._submitted = self._submitted, False
@@ -201,21 +208,26 @@ class HeadraceExecutor(BaseExecutor):
             woken = self._gather(now, woken, min(self._idle_sleep_s, gather_s if submitted else 1.0), gather_s)
         if woken and self._may_close_gap():
             self._keep_awake()
+        self._tell(*self._ends.due(idle=not self._keys))
         self._synced_at = time.monotonic()
 
     def _gather(self, start: float, woken: bool, longest_s: float, gather_s: float) -> bool:
-        """Waits until the scheduler should look: a task has ended and another could start, or enough time has passed.
+        """Waits until the scheduler should look: there is news and a task could start, or enough time has passed.
 
         Returns:
             true: also when nothing has happened, because the loop has slept here.
         """
-        while self._keys and self._daemon is not None and not (woken and self._has_room()):
+        while self._has_reason_to_wait() and not (woken and self._has_room()):
             left_s = start + (gather_s if woken else longest_s) - time.monotonic()
             if left_s <= 0:
                 break
-            self._wait(left_s)
+            self._wait(min(left_s, self._runs.every_s))
             woken |= self._take_events()
+            woken = woken or self._runs.have_come()
         return True
+
+    def _has_reason_to_wait(self) -> bool:
+        return self._daemon is not None and (bool(self._keys) or self._waits_for_runs)
 
     def _has_room(self) -> bool:
         """Whether the daemon could start a successor at once: nothing that it has is waiting to start."""
@@ -225,7 +237,7 @@ class HeadraceExecutor(BaseExecutor):
         return self.settings.close_gap and self._wake_key is not None
 
     def _may_wait(self) -> bool:
-        return self._may_close_gap() and bool(self._keys) and self._idle_sleep_s > 0 and self._daemon is not None
+        return self._may_close_gap() and self._idle_sleep_s > 0 and self._has_reason_to_wait()
 
     def _keep_awake(self) -> None:
         """Has the scheduler's loop not sleep: see ``internals.wake_key``."""
@@ -258,6 +270,8 @@ class HeadraceExecutor(BaseExecutor):
                 if (state := _running_state(key)) is not None:
                     self.running_state(key, state)
             case "reported":
+                if message["state"] == TaskInstanceState.SUCCESS:
+                    self._ends.succeeded(message["id"])
                 return True
             case "ended":
                 self._finish(message["id"], key, message)
@@ -276,7 +290,16 @@ class HeadraceExecutor(BaseExecutor):
         latest = self._active.get(key) == submission
         if latest:
             del self._active[key]
-        self.change_state(key, state, message.get("info"), remove_running=latest)
+            self.running.discard(key)
+        end = End(key, state, message.get("info"))
+        if self._ends.may_wait(submission) and message["ok"]:
+            self._ends.add(end)
+        else:
+            self._tell(end)
+
+    def _tell(self, *ends: End) -> None:
+        for end in ends:
+            self.change_state(*end, remove_running=False)
 
     def _lose_daemon(self) -> None:
         """The daemon has gone, and with it all that it ran; what it had not started waits for the next one.
@@ -367,6 +390,7 @@ class HeadraceExecutor(BaseExecutor):
         self.event_buffer.pop(key, None)
         self.running.discard(key)
         submission = self._active.pop(key, None)
+        self._ends.forget(key, submission)
         if submission is not None:
             self._keys.pop(submission, None)
             self._unstarted.pop(submission, None)
