@@ -1,7 +1,7 @@
 """Random graphs of stages end, and give what they give one stage after the other: no hang, no leak.
 
-``HEADRACE_STREAM_GRAPHS=10000`` makes it so many; a graph that fails is run again by its seed. Hypothesis draws fewer, and
-makes one that fails as small as it can.
+``HEADRACE_STREAM_GRAPHS=10000`` makes it so many; a graph that fails is run again by its seed. Hypothesis draws fewer,
+and makes one that fails as small as it can.
 """
 
 from __future__ import annotations
