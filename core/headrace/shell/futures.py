@@ -46,7 +46,7 @@ class _Condition(threading.Condition):
             raise
 
 
-class RuntimeFuture(Future):  # type: ignore[type-arg]
+class RuntimeFuture(Future[Any]):
     """The future of :meth:`Runtime.submit`. May be an argument of further submits, nested in lists, tuples and
     dicts."""
 

@@ -19,7 +19,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
     def __init__(self, file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], bool]) -> None:
         # The C pickler underneath reads this once, in its __init__: set later it would change nothing.
         self.dispatch_table = _dispatch_table()
-        super().__init__(file, protocol=5, buffer_callback=callback)  # pyright: ignore[reportCallIssue]
+        super().__init__(file, protocol=5, buffer_callback=callback)
 
     def reducer_override(self, obj: Any) -> Any:
         forbid_hash(obj)
