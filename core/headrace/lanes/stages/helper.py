@@ -85,11 +85,12 @@ class Helper:
         while True:
             call = self._calls.get()
             try:
-                last = self._run(*call)
+                last: tuple[Any, ...] = self._run(*call)
                 if self._unfit is not None:
                     last = frames.UNFIT, str(self._unfit), None
                 self._let_go()
-                self._send(*last)
+                kind, *rest = last
+                self._send(kind, *rest)
             except OSError:
                 kill_own_group()
             del call, last
