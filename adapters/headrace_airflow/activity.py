@@ -45,11 +45,12 @@ _LONGEST_QUIET_S: Final = 60.0
 """A task is parked after so long without a word: each time it has to be twice as long, up to this."""
 _ALL_SOCKETS: Final = ("requests", "stdout", "stderr", "logs")
 
-NegativeSignal = enum.IntEnum("NegativeSignal", {s.name: -s.value for s in signal.Signals})  # type: ignore[misc]
+_NEGATIVE: Final = {number.name: -number.value for number in signal.Signals}
+NegativeSignal = enum.IntEnum("NegativeSignal", _NEGATIVE)  # type: ignore[misc]  # computed
 """Stock looks for the name of an exit code that is a signal."""
 
 
-class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore[misc]
+class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore[misc]  # of some releases only
     """A process that is the zygote's child: the zygote says how it ended. For stock it behaves as psutil's do."""
 
     ProcessNotFound = psutil.NoSuchProcess
@@ -231,7 +232,7 @@ class Task(StockTask, _Forked):
 
     def _listen(self, daemon: Channel) -> bool:
         if daemon.receive():
-            self._last_heartbeat_attempt = 0.0  # type: ignore[misc]
+            self._last_heartbeat_attempt = 0.0  # type: ignore[misc]  # of the stock class
         return not daemon.closed
 
     def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
@@ -295,7 +296,7 @@ class Task(StockTask, _Forked):
         if rendered is not None:
             try:
                 self.client.task_instances.set_rtif(self.id, rendered.rendered_fields)
-            except Exception as error:
+            except Exception as error:  # they are for show: the task goes on without
                 self.process_log.warning("The rendered template fields could not be stored", error=str(error))
 
     def _check_subprocess_exit(self, *args: Any, **kwargs: Any) -> int | None:

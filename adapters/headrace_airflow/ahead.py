@@ -109,7 +109,7 @@ def run(operator: Any, feeds: Mapping[str, Feed], task: Channel, tell: Tell, fir
         code = 0
     except containment.CannotContainError as error:
         give_up(str(error))
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the task runs the function as ever
         task.send({"t": "failed", "why": f"{type(error).__name__}: {error}"})
     finally:
         _exit(code)

@@ -138,5 +138,5 @@ def connect_or_launch(
         if not running(place) and time.monotonic() - launched_at > 2.0:
             launch(place, settings, log_file, environ, store)
             launched_at = time.monotonic()
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # nothing tells when it listens
     raise TimeoutError(f"no Headrace daemon answered within {timeout_s:.0f} s; see {log_file}")

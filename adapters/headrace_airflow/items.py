@@ -46,7 +46,7 @@ class StreamedItems(Sequence[Any]):
         chunks: where its items are.
     """
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # it equals a list, which has none; typeshed declares a method
 
     def __init__(self, id: str, chunks: _Chunks) -> None:
         self.id = id

@@ -67,7 +67,7 @@ class Origin:
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
+        except BaseException:  # whatever ends a fork of ours, it must not go on as the origin
             traceback.print_exc()
         finally:
             try:

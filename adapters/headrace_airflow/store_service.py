@@ -53,7 +53,7 @@ def _detach(settings: StoreSettings) -> None:
             _serve(settings, theirs)
         except SystemExit:
             pass
-        except BaseException:
+        except BaseException:  # the fork must not go on as whoever asked for a store
             traceback.print_exc()
     os._exit(0)
 

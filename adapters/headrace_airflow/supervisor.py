@@ -92,6 +92,6 @@ def _run(message: Message, zygote: Channel, daemon: Channel, task: list[int]) ->
         return internals.run_workload(message, zygote, daemon, resumed)
     except NotStarted:
         return {"started": False}
-    except Exception as error:
+    except Exception as error:  # of one workload: the supervisor goes on to the next
         traceback.print_exc()
         return {"ok": False, "info": f"{type(error).__name__}: {error}"}

@@ -86,7 +86,7 @@ class HeadraceXCom(BaseXCom):
         for reference in references_in(getattr(xcom, "value", None)):
             try:
                 client().delete(from_row(reference))
-            except Exception as error:
+            except Exception as error:  # it never raises
                 _log.warning("the stored value of an XCom stays behind: %s", error)
 
 
@@ -188,7 +188,7 @@ def _get(record: dict[str, Any]) -> Any:
     parts = client().get(record)
     try:
         return unpickle(parts)
-    except Exception as error:
+    except Exception as error:  # unpickling runs users' code
         dag_id, run_id, task_id, _, key = record["slot"]
         _log.error(
             "XCom %r of task %r (DAG %r, run %r) is in the store, but its unpickling raised %s",

@@ -217,7 +217,7 @@ class Zygote:
             self._leave(0)
             tell = workers.take_from(zygote, cpus)
             internals.run_task(message, fds, None if ahead is None else ahead.task, tell)
-        except BaseException:
+        except BaseException:  # a child must never go on as the zygote
             traceback.print_exc()
         finally:
             os._exit(124)
@@ -230,7 +230,7 @@ class Zygote:
             first = containment.reserve() if contained else None
             tell = workers.without_workers(zygote.dup()) if contained else workers.take_from(zygote, 1.0)
             internals.run_ahead(operator, follower.feeds, Channel(to_task.dup()), tell, first)
-        except BaseException:
+        except BaseException:  # a child must never go on as the zygote
             traceback.print_exc()
         finally:
             os._exit(124)
@@ -241,7 +241,7 @@ class Zygote:
             self._leave(task)
             task_logging.undo()
             workers.become(message, fds)
-        except BaseException:
+        except BaseException:  # a child must never go on as the zygote
             traceback.print_exc()
         finally:
             os._exit(124)
@@ -315,7 +315,7 @@ def _parse(bundle: str, version: str, path: str) -> tuple[Sources, str]:
     watch = Watch()
     try:
         unfit = internals.hold_parsed(bundle, version or None, path)
-    except BaseException as error:
+    except BaseException as error:  # of users' code, SystemExit included
         unfit = f"{type(error).__name__}: {error}"
     sources = watch.stop()
     return sources, unfit or watch.unrepeatable or _leaked_threads()

@@ -60,7 +60,7 @@ class Helper:
         given: list[int] = []
         try:
             answer = self._perform(message, fds, given)
-        except Exception as error:
+        except Exception as error:  # a file system of fsspec's may raise anything: the service is told
             missing = isinstance(error, FileNotFoundError)
             answer = {"error": f"{type(error).__name__}: {error}", "missing": missing}
         _close(fds)  # before the answer: then nobody but the service has the segment any more

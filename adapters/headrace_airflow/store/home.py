@@ -14,6 +14,7 @@ import shutil
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -114,7 +115,7 @@ class Home:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _short_path(self):  # type: ignore[no-untyped-def]
+    def _short_path(self) -> Iterator[str]:
         """The socket's path in a form that is never longer than the 107 bytes that fit into an address."""
         fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -179,7 +179,7 @@ def run_batch(
             if measured:
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
-        except BaseException as error:
+        except BaseException as error:  # a task may raise anything, SystemExit included
             args = filled = []  # this frame goes no sooner than the error, and these may be handles of streams
             return Failure(task, error)
         if type(value) in AHEAD:

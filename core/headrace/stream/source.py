@@ -131,7 +131,7 @@ class Source(Kept):
                 again = made_again.steps
                 self._begin_again()
                 self._ring()
-            except BaseException as raised:
+            except BaseException as raised:  # whatever it is, readers get it
                 error = raised
         try:
             close_steps(steps)
@@ -246,7 +246,7 @@ class Source(Kept):
                 self._steps = None
                 self._end(None)
             except BaseException as error:
-                self._steps = None
+                self._steps = None  # whatever it is, readers get it
                 self._end(error)
             else:
                 self._tail.append(item)

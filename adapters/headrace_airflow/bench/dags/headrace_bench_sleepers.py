@@ -16,7 +16,7 @@ SLEEPERS = 125
 @task
 def sleep_until(file):
     while not os.path.exists(file):
-        time.sleep(0.5)
+        time.sleep(0.5)  # to be there and do nothing is its work
 
 
 @dag(schedule=None, max_active_tasks=SLEEPERS)

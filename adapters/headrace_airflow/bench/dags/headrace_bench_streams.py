@@ -15,7 +15,7 @@ ITEMS, ITEM_S = 100, 0.1
 @task
 def produce():
     for number in range(ITEMS):
-        time.sleep(ITEM_S)
+        time.sleep(ITEM_S)  # stands for work
         yield number
 
 
@@ -23,7 +23,7 @@ def produce():
 def consume(numbers):
     total = 0
     for number in numbers:
-        time.sleep(ITEM_S)
+        time.sleep(ITEM_S)  # stands for work
         total += number
     return total
 

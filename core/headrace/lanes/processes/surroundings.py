@@ -29,7 +29,7 @@ def write_lines_at_once() -> None:
     """Has what tasks print appear line by line, whole, and before a crash; into a pipe it would wait for 8 KiB."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a TextIOWrapper in a worker
 
 
 def flush_output() -> None:

@@ -120,7 +120,7 @@ class Feeder:
             end = None if batch else True
         except OutdatedError as error:
             end = OutdatedError(*error.args)  # the frames of the other one's traceback lead back to this feeder
-        except BaseException as error:
+        except BaseException as error:  # whatever the producer raised, its reader does
             end = error
         with self._lock:
             self._items += batch

@@ -134,7 +134,7 @@ class Helper:
                     self._end_inputs(self._unfit)
                 else:
                     self._hear(kind, rest)
-        except BaseException:
+        except BaseException:  # the owner is gone, or nobody knows any more what it says
             kill_own_group()
 
     def _hear(self, kind: int, rest: list[Any]) -> None:
