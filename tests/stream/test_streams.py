@@ -20,6 +20,7 @@ from headrace.config import LANES
 from headrace.errors import StreamError
 from headrace.graph import Graph
 from headrace.runtime import Runtime
+from headrace.stream.source import Source
 from headrace.testing import wait_until
 
 TIMEOUT_S = 60.0
@@ -299,6 +300,20 @@ def test_a_producer_waits_for_its_slowest_reader(live: Runtime) -> None:
             assert len(made) <= number + 14
         stream.close()
         reader.close()  # type: ignore[attr-defined]
+
+
+def test_small_items_travel_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sealed: list[int] = []
+    seal = Source._seal
+
+    def count_chunks(source: Source, size_bytes: int) -> list[Any]:
+        sealed.append(size_bytes)
+        return seal(source, size_bytes)
+
+    monkeypatch.setattr(Source, "_seal", count_chunks)
+    with Runtime(lane="threads") as rt:
+        assert rt.submit(sum, rt.submit(count, 100_000)).result(TIMEOUT_S) == sum(range(100_000))
+    assert len(sealed) <= 1_000
 
 
 def test_what_is_read_goes_and_a_second_look_runs_the_generator_again(live: Runtime) -> None:
