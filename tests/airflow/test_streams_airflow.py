@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,10 @@ class TestPipelined:
         assert steps[-1][1] < reads.end_date.timestamp()
         logs = [streams.log(run, name) for name in names]
         assert [PIPELINED in log for log in logs] == [False, True, True]
+        (times,) = re.findall(r"from ([\d:.]+) to ([\d:.]+); the task started at ([\d:.]+)", logs[1])
+        began, ended, started = (datetime.strptime(at, "%H:%M:%S.%f") for at in times)
+        for later in (ended, started):
+            assert timedelta() < (later - began) % timedelta(days=1) < timedelta(hours=1)
         assert "transforms prints" in logs[1]
         assert "transforms logs" in logs[1]
         bars = sorted(gantt(streams, run), key=lambda bar: bar["start_date"])
