@@ -66,6 +66,10 @@ class OnlyHere(Exception):
         super().__init__(number)
         self.lock = lock
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As the base class does; but where a class leaves it to that, tblib pickles so that no constructor is called.
+        return type(self), self.args, vars(self)
+
 
 def only_here(items: Iterable[int]) -> Iterator[OnlyHere]:
     for item in items:

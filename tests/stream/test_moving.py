@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import random
 import threading
@@ -109,7 +110,11 @@ def test_what_cannot_be_unpickled_runs_here(rt: Runtime) -> None:
     assert [item.args for item in made] == [(number,) for number in range(50)]
 
 
-def test_what_cannot_be_unpickled_is_read_here(rt: Runtime) -> None:
+@pytest.mark.parametrize("with_tblib", [False, True])
+def test_what_cannot_be_unpickled_is_read_here(with_tblib: bool, rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    if with_tblib:  # as when distributed was imported, which has tblib pickle all exceptions that there are
+        tblib = pytest.importorskip("tblib.pickling_support")
+        monkeypatch.setitem(copyreg.dispatch_table, OnlyHere, tblib.pickle_exception)
     for count in (count_of, count_and_hide):
         made = rt.submit(only_here, rt.submit(slowly, 50))
         assert rt.submit(count, made).result(TIMEOUT_S) == (50, os.getpid())
