@@ -77,12 +77,12 @@ def test_the_first_run_at_a_worker_does_not_decide() -> None:
 
 def test_what_moved_in_vain_stays_for_a_while_and_longer_each_time() -> None:
     family = gil_holder()
-    judge([family], serial_s=1.0, took_s=PAYS_BELOW + 0.01, now=0.0)
+    judge([family], serial_s=1.0, took_s=PAYS_BELOW + 0.01, worked_s=0.0)
     assert not family.may_move(STAY_S - 0.1)
     assert family.may_move(STAY_S)
-    judge([family], serial_s=1.0, took_s=PAYS_BELOW + 0.01, now=10.0)
+    judge([family], serial_s=1.0, took_s=PAYS_BELOW + 0.01, worked_s=10.0)
     assert not family.may_move(10.0 + 2 * STAY_S - 0.1)
-    judge([family], serial_s=1.0, took_s=0.5, now=100.0)
+    judge([family], serial_s=1.0, took_s=0.5, worked_s=100.0)
     assert family.vain == 0
     assert family.may_move(100.0)
 

@@ -78,7 +78,7 @@ def moving_pays(m: Machine, family: Family) -> bool:
     no single graph is worth it. Most of what a worker costs is imports: a family for which none made them pays as if
     one had to be started.
     """
-    return family.may_move(m.now) and (
+    return family.may_move(m.worked_s) and (
         (m.up > 0 and bool(family.ready_at)) or m.regret_s + family.pending * family.wall_s > m.launch_s
     )
 

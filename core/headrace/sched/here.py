@@ -348,5 +348,6 @@ def _learn(m: Machine, spans: Sequence[e.Span], solo: bool, neighbours: int, bes
                 i += 1
             span = span._replace(wall_s=total / (i - first))
         family.ran_here(span, solo, neighbours, beside, m.inline_below_s)
-        if family.kind == HOLDS and family.pending > 1 and family.may_move(m.now):
+        m.worked_s += span.wall_s
+        if family.kind == HOLDS and family.pending > 1 and family.may_move(m.worked_s):
             m.regret_s += span.wall_s

@@ -226,7 +226,7 @@ def finish(m: Machine, job: Job) -> None:
     m.out.append(c.FinishJob(job.id))
     if job.moved and job.began_s is not None:
         serial_s = sum(task.family.wall_s for task in job.tasks) - job.before_s
-        judge(job.moved, serial_s, m.now - job.began_s, m.now)
+        judge(job.moved, serial_s, m.now - job.began_s, m.worked_s)
     close(m, job, finished=True)
 
 

@@ -87,6 +87,7 @@ class Machine:
         self.launch_s = 0.15  # what a new worker is expected to cost: see JobSubmitted
         # Work that held the GIL and ran here, while more of it waited, since a worker last did some.
         self.regret_s = 0.0
+        self.worked_s = 0.0  # in slots, by tasks that are known one by one
         self.failed_starts = 0  # workers in a row that died before they were up
         self.roomy: dict[Worker, None] = {}  # usable workers that have room in their queue
         self.idle_workers: dict[Worker, None] = {}  # those that have nothing in it

@@ -44,7 +44,8 @@ BESIDE_S, BLOCKED = 0.005, 0.3
 """A task beside which a neighbour that runs Python gets less than this share of a core keeps the GIL from it."""
 PAYS_BELOW, STAY_S = 1.0, 5.0
 """A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
-then its families stay here for so long, and twice as long each further time."""
+then its families stay here while so many seconds of work are done here, and twice as many each further time. Of work,
+not of time: nothing is learned in a pause."""
 RETEST_S = 2.0
 """After so much work that was taken to hold the GIL, it is looked at again; four times as late each time it is
 confirmed."""
@@ -77,7 +78,7 @@ class Family:
         "shared_wall",
         "solo_cpu",
         "solo_wall",
-        "stay_until_s",
+        "stay_until",
         "streams",
         "vain",
         "wall_s",
@@ -96,7 +97,7 @@ class Family:
         self.streams = False  # whether the last one made a stream
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
-        self.stay_until_s = 0.0
+        self.stay_until = 0.0
         self.holds = False  # was found to hold the GIL; remembered while its tasks are quick
         self.held_s = 0.0  # what has run here since then
         self.retest_s = RETEST_S
@@ -186,9 +187,9 @@ class Family:
         self._smooth(busy_s)
         self.kind = QUICK if self.wall_s < inline_below_s else FREE
 
-    def may_move(self, now: float) -> bool:
+    def may_move(self, worked_s: float) -> bool:
         """Whether its tasks, if they hold the GIL, are not better off in this process."""
-        return self.movable and self.remote_s <= MOVE_BELOW * self.wall_s and now >= self.stay_until_s
+        return self.movable and self.remote_s <= MOVE_BELOW * self.wall_s and worked_s >= self.stay_until
 
     def _smooth(self, wall: float) -> None:
         if self.runs == 0:
@@ -233,7 +234,7 @@ class Family:
         return HOLDS if starved else FREE
 
 
-def judge(moved: Iterable[Family], serial_s: float, took_s: float, now: float) -> None:
+def judge(moved: Iterable[Family], serial_s: float, took_s: float, worked_s: float) -> None:
     """Looks at a finished job whether moving these families was worth it.
 
     What a task costs at a worker is measured, but not what others pay for it: who waits for its value to come, pickles
@@ -243,5 +244,5 @@ def judge(moved: Iterable[Family], serial_s: float, took_s: float, now: float) -
         if took_s < PAYS_BELOW * serial_s:
             family.vain = 0
         else:
-            family.stay_until_s = now + STAY_S * 2.0 ** min(family.vain, 8)
+            family.stay_until = worked_s + STAY_S * 2.0 ** min(family.vain, 8)
             family.vain += 1
