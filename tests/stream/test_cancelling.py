@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+from endless import Endless
 
 from headrace.graph import Graph
 from headrace.runtime import Runtime
@@ -21,25 +22,6 @@ BUDGET_BYTES = 10_000
 def rt(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     with Runtime(lane=request.param, num_workers=2, stream_buffer_bytes=BUDGET_BYTES, check=True) as runtime:
         yield runtime
-
-
-class Endless:
-    """A stage that says when it begins and when it has been stopped; without an input, it counts."""
-
-    def __init__(self) -> None:
-        self.began = threading.Event()
-        self.stopped = threading.Event()
-
-    def __call__(self, items: Iterable[int] = ()) -> Iterator[int]:
-        try:
-            self.began.set()
-            yield from items
-            number = 0
-            while True:
-                yield number
-                number += 1
-        finally:
-            self.stopped.set()
 
 
 def count(n: int) -> Iterator[int]:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from endless import Endless
 
 import headrace
 from headrace.config import LANES
@@ -200,18 +201,11 @@ def test_a_task_may_pass_a_stream_on(rt: Runtime) -> None:
 
 @pytest.mark.parametrize("lane", LIVE)
 def test_an_endless_stream_stops_when_nobody_reads_it(lane: str) -> None:
-    stopped = threading.Event()
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from endless()
-        finally:
-            stopped.set()
-
+    numbers = Endless()
     with Runtime(lane=lane, num_workers=2, check=True, stream_buffer_bytes=10_000) as rt:
         assert rt.submit(first, rt.submit(numbers), 5).result(TIMEOUT_S) == [0, 1, 2, 3, 4]
         gc.collect()
-        assert stopped.wait(TIMEOUT_S)
+        assert numbers.stopped.wait(TIMEOUT_S)
 
 
 def test_consumers_start_before_the_end(live: Runtime) -> None:
@@ -401,13 +395,7 @@ def test_a_failed_consumer_holds_nobody_up(live: Runtime) -> None:
 
 
 def test_a_failed_consumer_stops_its_producer_though_its_error_is_held(live: Runtime) -> None:
-    stopped = threading.Event()
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from endless()
-        finally:
-            stopped.set()
+    numbers = Endless()
 
     def fail(items: Iterable[int]) -> None:
         for item in items:
@@ -416,18 +404,12 @@ def test_a_failed_consumer_stops_its_producer_though_its_error_is_held(live: Run
     with Runtime(lane=live.settings.lane, stream_buffer_bytes=1000) as rt:
         with pytest.raises(ZeroDivisionError) as held:
             rt.submit(fail, rt.submit(numbers)).result(TIMEOUT_S)
-        assert stopped.wait(TIMEOUT_S)
+        assert numbers.stopped.wait(TIMEOUT_S)
     assert held.value.__traceback__ is not None
 
 
 def test_a_failed_graph_stops_its_streams(live: Runtime) -> None:
-    stopped = threading.Event()
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from endless()
-        finally:
-            stopped.set()
+    numbers = Endless()
 
     def fail(items: Iterable[int]) -> None:
         next(iter(items))
@@ -441,7 +423,7 @@ def test_a_failed_graph_stops_its_streams(live: Runtime) -> None:
     graph = Graph(["n", "sum", "fail"], calls, [(), (0,), (0,)], ["n", "sum", "fail"], [1, 2])
     with pytest.raises(ValueError, match="enough"):
         live.run(graph)
-    assert stopped.wait(TIMEOUT_S)
+    assert numbers.stopped.wait(TIMEOUT_S)
 
 
 def test_who_asks_for_the_status_while_a_stream_outlives_its_future(live: Runtime) -> None:
