@@ -46,11 +46,11 @@ _LONGEST_QUIET_S: Final = 60.0
 _ALL_SOCKETS: Final = ("requests", "stdout", "stderr", "logs")
 
 _NEGATIVE: Final = {number.name: -number.value for number in signal.Signals}
-NegativeSignal = enum.IntEnum("NegativeSignal", _NEGATIVE)  # type: ignore[misc]  # computed
+NegativeSignal = enum.IntEnum("NegativeSignal", _NEGATIVE)  # type: ignore[misc]  # mypy wants names and numbers spelled out
 """Stock looks for the name of an exit code that is a signal."""
 
 
-class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore[misc]  # of some releases only
+class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore[misc]  # a base of newer releases
     """A process that is the zygote's child: the zygote says how it ended. For stock it behaves as psutil's do."""
 
     ProcessNotFound = psutil.NoSuchProcess
@@ -206,7 +206,7 @@ class Task(StockTask, _Forked):
         self._watch_readers()
         if self.resumed is None:
             StockTask._on_child_started(self, ti=ti, **kwargs)
-            self._last_heartbeat_attempt = time.monotonic()  # type: ignore[misc]  # a slot of the stock class
+            self._last_heartbeat_attempt = time.monotonic()  # type: ignore[misc]  # a slot of StockTask, not of ours
         else:
             self._go_on(ti, self.resumed)
         self.selector.register(self.daemon, selectors.EVENT_READ, (self._listen, _unregister(self.selector)))
@@ -232,7 +232,7 @@ class Task(StockTask, _Forked):
 
     def _listen(self, daemon: Channel) -> bool:
         if daemon.receive():
-            self._last_heartbeat_attempt = 0.0  # type: ignore[misc]  # of the stock class
+            self._last_heartbeat_attempt = 0.0  # type: ignore[misc]  # a slot of StockTask, not of ours
         return not daemon.closed
 
     def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:

@@ -87,7 +87,7 @@ def _run_all(
             if name not in unfinished or time.monotonic() > deadline:
                 del active[name]
                 ended.append((turn, airflow.api.dag_run(run)))
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # no call of the API waits for the end of a run
     return ended
 
 

@@ -17,6 +17,7 @@ Nothing here looks at all workers: ``roomy``, ``idle_workers`` and ``victims`` a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -293,7 +294,7 @@ def launch(m: Machine, job: Job) -> None:
     if numbers:
         for number in numbers:
             m.workers[number] = Worker(number, m.now)
-            _note_ready(m, number)
+        _note_ready(m, numbers)
         m.next_worker += len(numbers)
         m.live += len(numbers)
         m.out.append(c.Launch(numbers))
@@ -304,14 +305,14 @@ def prepare(m: Machine, worker: Worker) -> None:
     worker.up = False
     m.up -= 1
     note_room(m, worker)
-    _note_ready(m, worker.id)
+    _note_ready(m, worker.alone)
     m.out.append(c.Prepare(worker.id))
 
 
-def _note_ready(m: Machine, worker: int) -> None:
+def _note_ready(m: Machine, workers: Iterable[int]) -> None:
     for family in m.families.values():
         if family.pending:
-            family.ready_at.add(worker)
+            family.ready_at.update(workers)
     m.look_again = True
 
 

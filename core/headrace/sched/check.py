@@ -43,7 +43,7 @@ class CheckedTask(Task):
 
     @property
     def state(self) -> int:
-        return _state.__get__(self)  # type: ignore[no-any-return]
+        return _state.__get__(self)  # type: ignore[no-any-return]  # slots have no types
 
     @state.setter
     def state(self, new: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from headrace.stream.machine import Flow
 _numbers = itertools.count()
 
 
-class Kept:
+class Kept(ABC):
     """The chunks of a stream, its handles and its readers. Thread-safe.
 
     Args:
@@ -46,9 +47,9 @@ class Kept:
         self._at_end: list[Callable[[], object]] = []
         self._stopped = False
 
+    @abstractmethod
     def _left(self) -> None:
         """Somebody is gone, or will not come. Called in destructors."""
-        raise NotImplementedError  # only a Source is ever made: it wakes the producer
 
     # ---- what is there
 
