@@ -51,10 +51,14 @@ class Ends:
         self._succeeded -= {submission}
         self._untold = [end for end in self._untold if end.key != key]
 
-    def due(self, *, idle: bool) -> list[End]:
-        """Those that are to be told now, each once; ``idle``: nothing runs that they could come between."""
+    def due(self, *, at_once: bool) -> list[End]:
+        """Those that are to be told now, each once.
+
+        Args:
+            at_once: nothing runs that they could come between, or another is told anyway.
+        """
         now = time.monotonic()
-        if not self._untold or not (idle or now - self._told_at >= self._every_s):
+        if not self._untold or not (at_once or now - self._told_at >= self._every_s):
             return []
         self._told_at = now
         due, self._untold = self._untold, []

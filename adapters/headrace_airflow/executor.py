@@ -136,7 +136,7 @@ class HeadraceExecutor(BaseExecutor):
         while self._keys and self._daemon is not None:
             self._wait(_DRAIN_LOG_S)
             self._take_events()
-        self._tell(*self._ends.due(idle=True))
+        self._tell(*self._ends.due(at_once=True))
         self._disconnect()
 
     def terminate(self) -> None:
@@ -208,7 +208,7 @@ class HeadraceExecutor(BaseExecutor):
             woken = self._gather(now, woken, min(self._idle_sleep_s, gather_s if submitted else 1.0), gather_s)
         if woken and self._may_close_gap():
             self._keep_awake()
-        self._tell(*self._ends.due(idle=not self._keys))
+        self._tell(*self._ends.due(at_once=not self._keys))
         self._synced_at = time.monotonic()
 
     def _gather(self, start: float, woken: bool, longest_s: float, gather_s: float) -> bool:
@@ -294,8 +294,8 @@ class HeadraceExecutor(BaseExecutor):
         end = End(key, state, message.get("info"))
         if self._ends.may_wait(submission) and message["ok"]:
             self._ends.add(end)
-        else:
-            self._tell(end)
+        else:  # after those that came before: of two tries of one task the scheduler takes the one told last
+            self._tell(*self._ends.due(at_once=True), end)
 
     def _tell(self, *ends: End) -> None:
         for end in ends:

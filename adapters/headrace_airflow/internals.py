@@ -434,7 +434,7 @@ def newest_queued_run() -> datetime | None:
 
     query = select(func.max(DagRun.queued_at)).where(DagRun.state == DagRunState.QUEUED)
     try:
-        with create_session() as session:
+        with create_session(scoped=False) as session:  # ``dag.test`` has one of its own under way
             found: datetime | None = session.scalar(query)
     except SQLAlchemyError:
         return None
@@ -471,17 +471,24 @@ def state_class(key: Any) -> Any:
 
 
 def no_longer_running(submissions: Iterable[str]) -> list[str]:
-    """Those of the tasks submitted under these external executor ids that the database does not have as under way."""
+    """Those of the tasks submitted under these external executor ids that the database does not have as under way.
+
+    None, if the database does not say.
+    """
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from airflow.utils.state import TaskInstanceState
     from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
 
     asked = list(submissions)
     under_way = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
     query = select(TaskInstance.external_executor_id).where(
         TaskInstance.external_executor_id.in_(asked), TaskInstance.state.in_(under_way)
     )
-    with create_session() as session:
-        found = set(session.scalars(query))
+    try:
+        with create_session(scoped=False) as session:
+            found = set(session.scalars(query))
+    except SQLAlchemyError:
+        return []
     return [submission for submission in asked if submission not in found]

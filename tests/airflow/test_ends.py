@@ -25,13 +25,13 @@ class TestEnds:
         assert [ends.may_wait(submission) for submission in ("one", "two", "one")] == [True, False, False]
 
     @pytest.mark.parametrize(
-        ("every_s", "idle", "due"), [(0.0, False, [END]), (3600.0, False, []), (3600.0, True, [END])]
+        ("every_s", "at_once", "due"), [(0.0, False, [END]), (3600.0, False, []), (3600.0, True, [END])]
     )
-    def test_are_due_after_a_while_or_when_nothing_runs(self, every_s: float, idle: bool, due: list[End]) -> None:
+    def test_are_due_after_a_while_or_at_once(self, every_s: float, at_once: bool, due: list[End]) -> None:
         ends = Ends(every_s)
         ends.add(END)
-        assert ends.due(idle=idle) == due
-        assert ends.due(idle=True) == [end for end in [END] if not due]
+        assert ends.due(at_once=at_once) == due
+        assert ends.due(at_once=True) == [end for end in [END] if not due]
 
     def test_are_forgotten(self) -> None:
         ends = Ends()
@@ -39,7 +39,7 @@ class TestEnds:
         ends.add(END)
         ends.forget("key", "one")
         assert not ends.may_wait("one")
-        assert ends.due(idle=True) == []
+        assert ends.due(at_once=True) == []
 
 
 class TestExecutor:
@@ -93,6 +93,13 @@ class TestExecutor:
         ended(daemon, "one", reported, ok=ok)
         executor.sync()
         assert told(executor) == {"one": state}
+
+    def test_those_that_wait_are_told_before_another(self, executor: HeadraceExecutor, daemon: wire.Channel) -> None:
+        ended(daemon, "one", "success")
+        executor.sync()
+        ended(daemon, "two", "failed", ok=False)
+        executor.sync()
+        assert list(told(executor)) == ["one", "two"]
 
     def test_that_of_a_revoked_task_is_not_told(self, executor: HeadraceExecutor, daemon: wire.Channel) -> None:
         ended(daemon, "one", "success")

@@ -14,6 +14,7 @@ import sqlalchemy
 from airflow import settings
 from airflow.executors.executor_loader import ExecutorLoader
 from airflow.models.dagrun import DagRun
+from airflow.utils.session import create_session
 
 from headrace_airflow import HeadraceExecutor, internals, wire
 from headrace_airflow.newcomers import Newcomers
@@ -33,7 +34,10 @@ class TestNewcomers:
             ([FIRST, None, FIRST], [True, False, True]),
         ],
     )
-    def test_are_told_of_once(self, newest: list[datetime | None], told: list[bool]) -> None:
+    def test_are_told_of_once(
+        self, monkeypatch: pytest.MonkeyPatch, newest: list[datetime | None], told: list[bool]
+    ) -> None:
+        monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # a look takes no time
         answers = iter(newest)
         newcomers = Newcomers(lambda: next(answers), every_s=0.0)
         assert [newcomers.have_come() for _ in newest] == told
@@ -43,6 +47,22 @@ class TestNewcomers:
         newcomers = Newcomers(lambda: looks.append(1), every_s=3600.0)
         assert [newcomers.have_come() for _ in range(3)] == [False] * 3
         assert len(looks) == 1
+
+    def test_are_looked_for_a_tenth_of_the_time_at_most(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 0.0
+        looks = []
+
+        def slow() -> None:
+            nonlocal now
+            looks.append(now)
+            now += 1.0
+
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        newcomers = Newcomers(slow)
+        for seconds in (0.0, 9.5, 10.0):
+            now = seconds
+            newcomers.have_come()
+        assert looks == [0.0, 10.0]
 
 
 class TestQueuedRuns:
@@ -68,8 +88,16 @@ class TestQueuedRuns:
             connection.execute(table.insert(), [{"state": state, "queued_at": at} for state, at in rows])
         assert internals.newest_queued_run() == SECOND
 
+    def test_are_looked_for_beside_what_is_under_way(self, table: sqlalchemy.Table) -> None:
+        with create_session() as session:
+            session.execute(sqlalchemy.select(table))
+            internals.newest_queued_run()
+            internals.no_longer_running(["submission"])
+            assert session.in_transaction()
+
     def test_a_database_that_does_not_answer_is_the_schedulers_affair(self) -> None:
         assert internals.newest_queued_run() is None
+        assert internals.no_longer_running(["submission"]) == []
 
 
 class TestRest:
