@@ -25,7 +25,7 @@ from types import GeneratorType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from headrace.store.pickling import pack
-from headrace_airflow import absent, candidates, containment, generators, processes, wire
+from headrace_airflow import absent, candidates, containment, generators, processes, task_logging, wire
 from headrace_airflow.items import Gatherer, StreamedItems, in_spool
 from headrace_airflow.spool import Reader, Writer, hear
 from headrace_airflow.store import image
@@ -169,6 +169,7 @@ def _capture(log: int, output: int) -> None:
     from airflow.sdk.execution_time import supervisor
 
     supervisor._configure_logs_over_json_channel(os.dup(log))
+    task_logging.redirect(log)
     for fd in (1, 2):
         os.dup2(output, fd)
     sys.stdout = sys.stderr = open(os.dup(output), "w", buffering=1)  # noqa: SIM115  (as long as the process)

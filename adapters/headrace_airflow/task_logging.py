@@ -1,51 +1,51 @@
 """The logging of tasks, set up once in their zygote: a task need only say where to. Leans on Airflow's internals.
 
-To set it up takes a task 9 ms, and touches a thousand pages of memory that it otherwise shares with the zygote.
+To set it up takes a task 9 ms, and touches a thousand pages of memory that it otherwise shares with the zygote. And it
+has to be there when a file is parsed: a logger that is used then keeps for ever what it finds, and so does what the
+file itself sets up.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 
-_log_to: Callable[[int], None] | None = None
-"""In a zygote that has set it up: has a task log to a descriptor."""
+_channel: int | None = None
+"""In a zygote that has set it up, and in its forks: where all loggers write to."""
 
 
 def prepare() -> None:
-    """In a zygote: sets it up, for now to nowhere.
+    """In a zygote, before it parses: sets it up, for now to its own output.
 
-    Not where logs go elsewhere, too: who sends them may have threads, and these do not survive a fork. Nor where it
-    fails: each task shall say so in its log.
+    Not where logs go elsewhere, too, by processors that are made for the purpose: they may have threads, and these do
+    not survive a fork. Nor where it fails: each task shall say so in its log.
     """
     from airflow.sdk import log
     from airflow.sdk.execution_time import supervisor
 
-    hook = sys.excepthook
     try:
-        if log.load_remote_log_handler() is not None:
+        remote = log.load_remote_log_handler()
+        if remote is not None and getattr(type(remote), "processors", None) != ():
             return
-        channel = os.open(os.devnull, os.O_WRONLY)
+        channel = os.dup(2)
         supervisor._configure_logs_over_json_channel(channel)
     except Exception:
         return
-    hook_of_tasks, sys.excepthook = sys.excepthook, hook
-
-    def log_to(descriptor: int) -> None:
-        os.dup2(descriptor, channel, inheritable=False)
-        sys.excepthook = hook_of_tasks
-
-    global _log_to
-    _log_to = log_to
+    global _channel
+    _channel = channel
 
 
 def use() -> None:
     """In a task: what is there already is not set up again."""
     from airflow.sdk.execution_time import supervisor
 
-    if _log_to is not None:
-        supervisor._configure_logs_over_json_channel = _log_to
+    if _channel is not None:
+        supervisor._configure_logs_over_json_channel = redirect
+
+
+def redirect(descriptor: int) -> None:
+    """In a fork: has what the zygote has set up write to a descriptor."""
+    if _channel is not None:
+        os.dup2(descriptor, _channel, inheritable=False)
 
 
 def undo() -> None:
@@ -53,6 +53,7 @@ def undo() -> None:
     from airflow.logging_config import configure_logging
     from airflow.sdk.log import reset_logging
 
-    if _log_to is not None:
+    if _channel is not None:
+        redirect(2)
         reset_logging()
         configure_logging()

@@ -298,13 +298,13 @@ def main(daemon: Channel) -> None:
     internals.forbid_database()
     message, _ = received
     processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
+    task_logging.prepare()
     if message["file"] is not None:
         sources, unfit = _parse(*message["file"])
         daemon.send({"t": "parsed", "sources": sources, "unfit": unfit})
         if unfit:
             return
     signal.set_wakeup_fd(-1)
-    task_logging.prepare()
     gc.collect()
     gc.freeze()
     Zygote(daemon).run()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.testing import wait_until
-from headrace_airflow.bench.client import DagRun
+from headrace_airflow.bench.client import DagRun, errors_in
 
 STATES = {
     "success": """
@@ -101,6 +101,9 @@ class TestFeatures:
         log = anywhere.log(run, "unpicklable_and_large")
         assert log.count("x") >= 3_000_000
         assert "no newline at the end" in log
+
+    def test_what_has_logged_while_its_file_was_parsed_logs_on(self, anywhere: Any, run: Any) -> None:
+        assert "It defers" in errors_in(anywhere.api.log(run, "defers", 1, -1))
 
     def test_the_log_says_why(self, anywhere: Any, run: Any) -> None:
         assert "AirflowTaskTimeout" in anywhere.log(run, "times_out")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from headrace_airflow.bench.waiting import free_ports
 
-FOREIGN = ("AIRFLOW", "HEADRACE")
-"""Variables of the surrounding environment that begin so do not reach it."""
+FOREIGN = ("AIRFLOW", "HEADRACE", "PYTEST")
+"""Variables of the surrounding environment that begin so do not reach it; under pytest, Airflow logs otherwise."""
 AIRFLOW = [sys.executable, "-m", "airflow"]
 
 

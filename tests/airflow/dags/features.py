@@ -33,7 +33,12 @@ def note(context, what, name=None):
 
 
 class Defers(BaseOperator):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.log.info("It is made")
+
     def execute(self, context):
+        self.log.error("It defers")
         self.defer(
             trigger=TimeDeltaTrigger(timedelta(seconds=0.1)), method_name="resume", kwargs={"before": os.getpid()}
         )
