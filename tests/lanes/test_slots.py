@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,16 +25,25 @@ class OneJob:
         self.stage: Any = None  # nor streams
 
 
-@pytest.mark.parametrize(("cores", "to_blame"), [(0.5, "the machine"), (1.0, "the GIL"), (1.6, "the machine")])
-def test_who_waits_for_a_core_that_its_process_has_to_itself_waits_for_the_gil(
-    cores: float, to_blame: str, monkeypatch: pytest.MonkeyPatch
+class Switches(NamedTuple):
+    ru_nvcsw: int
+    ru_nivcsw: int
+
+
+@pytest.mark.parametrize(
+    ("asleep", "preempted", "to_blame"), [(0, 12, "the machine"), (2, 300, "the machine"), (30, 2, "the GIL")]
+)
+def test_who_sleeps_often_waits_for_the_gil_and_who_is_preempted_for_a_core(
+    asleep: int, preempted: int, to_blame: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = time.perf_counter()
+    """With what the kernel said of tasks on a busy machine, and of tasks that shared the GIL with another thread."""
     queued_s = iter([0.0, TASK_S])
-    monkeypatch.setattr(slots, "process_time", lambda: cores * (time.perf_counter() - began))
+    switches = iter([Switches(7, 7), Switches(7 + asleep, 7 + preempted)])
     monkeypatch.setattr(slots, "schedstat_s", lambda thread: (0.0, next(queued_s)))
+    monkeypatch.setattr(slots, "getrusage", lambda who: next(switches))
     slots.queued_s()  # what came before the task is not its own
     batch = Batch(0, [0])
     assert run_batch(OneJob(time.sleep, TASK_S), batch, 0.0) is None
     (span,) = batch.spans
     assert (span.cpu_s > 0.9 * TASK_S) is (to_blame == "the machine")
+    assert span.width * span.wall_s > span.cpu_s - 0.001

@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
+from resource import RUSAGE_THREAD, getrusage, struct_rusage
 from time import perf_counter, process_time, thread_time
 from typing import Any, NamedTuple, Protocol
 
@@ -32,10 +33,7 @@ WATCH_S = 0.001
 wants the GIL."""
 
 STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
-"""Only of a task this long that got less of the CPU than this is it asked whether other processes were to blame."""
-ONE_CORE = (0.85, 1.15)
-"""Nor if the process got so many cores meanwhile: where others are to blame, the kernel gives it less, or more. Tasks
-that wait for the GIL get one, and may stand in its queue, too: who lets go of the GIL wakes another there."""
+"""Of a task this long that got less of the CPU than this it is asked whether other processes were to blame."""
 _local = threading.local()
 
 
@@ -177,6 +175,7 @@ def run_batch(
             if job.streams:
                 fn, args = job.stage(task, fn, args)
             if measured:
+                switches = getrusage(RUSAGE_THREAD)
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
         except BaseException as error:  # a task may raise anything, SystemExit included
@@ -189,12 +188,14 @@ def run_batch(
         if measured:
             wall, cpu = end - start, thread_time() - cpu
             width = (process_time() - width) / wall if wall > 0.0 else 1.0
-            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and not ONE_CORE[0] < width < ONE_CORE[1]:
+            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and _was_preempted(switches):
                 # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
                 queued = queued_s()
                 end = perf_counter()
                 wall = end - start
-                cpu = min(wall, cpu + queued)
+                queued = min(wall - cpu, queued)
+                cpu += queued
+                width += queued / wall  # as if it had had that core
         span = Span(task, start, end - start, cpu, width, -1, 0.0)
         if after is not None:
             after(span)
@@ -205,11 +206,18 @@ def run_batch(
     return None
 
 
+def _was_preempted(before: struct_rusage) -> bool:
+    """Whether this thread was sent away from its core more often than it went to sleep. Who waits for the GIL sleeps:
+    tens of times in ten milliseconds, and may stand in the run queue afterwards, behind the thread that woke it.
+    """
+    now = getrusage(RUSAGE_THREAD)
+    return now.ru_nivcsw - before.ru_nivcsw > now.ru_nvcsw - before.ru_nvcsw
+
+
 def queued_s() -> float:
     """Seconds that this thread has stood in the kernel's run queue since this was last asked.
 
-    Without it a busy machine would look like a contended GIL: in both cases a task gets too little CPU time, but only
-    who waits for the GIL sleeps.
+    Without it a busy machine would look like a contended GIL: in both cases a task gets too little CPU time.
     """
     _, total = schedstat_s("thread-self")
     before = getattr(_local, "queued_s", 0.0)

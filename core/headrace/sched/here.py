@@ -148,6 +148,7 @@ def _fill(m: Machine, job: Job, slot: Slot, task: Task, quick: bool) -> None:
 
 def _engage(m: Machine, job: Job, slot: Slot, kind: int) -> None:
     slot.job = job
+    slot.since_s = m.now
     job.engaged[slot] = None
     if not slot.caller:
         m.idle.remove(slot)
@@ -217,7 +218,7 @@ def slot_ran(m: Machine, event: e.SlotRan) -> None:
 def report(m: Machine, slot: Slot | None, spans: Sequence[e.Span], ended: bool = False) -> None:
     """A slot has run these tasks of its batch, or ``ended`` all of it."""
     neighbours = max(1, len(m.busy) - 1)
-    beside = any(other is not slot and other.batch and other.batch[-1].family.kind in PYTHON for other in m.busy)
+    beside = bool(spans) and any(other is not slot and _ran_python_since(other, spans[0].start_s) for other in m.busy)
     solo, blocked = slot is not None and slot.solo, slot is not None and slot.blocked
     if slot is not None and ended:
         leave(m, slot)
@@ -234,6 +235,10 @@ def report(m: Machine, slot: Slot | None, spans: Sequence[e.Span], ended: bool =
             done(m, task)
         else:
             m.releases.setdefault((), []).append(task.id)  # it had failed meanwhile
+
+
+def _ran_python_since(slot: Slot, start_s: float) -> bool:
+    return bool(slot.batch) and slot.since_s <= start_s and slot.batch[-1].family.kind in PYTHON
 
 
 def slot_stalled(m: Machine, event: e.SlotStalled) -> None:

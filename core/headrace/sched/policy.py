@@ -34,7 +34,8 @@ STARVED = 0.8
 """A task that gets less than this share of the CPU time that it gets alone waits for something its neighbour holds."""
 SHORT_RUNS, SHORT_S = 4, 0.008
 LONG_RUNS, LONG_S = 2, 0.060
-"""So many runs beside others, with so many seconds in all, are enough to say so."""
+"""So many runs beside others, with so many seconds in all, are enough to suspect it, and as many again to say so: a
+task may be kept waiting once by a neighbour's memory, which the kernel has to find first."""
 ALIKE = 0.18
 """A family that was never seen alone waits for the GIL if its share of a core is that close to an equal one."""
 FORGET = 0.98
@@ -46,7 +47,7 @@ PAYS_BELOW, STAY_S = 1.0, 5.0
 """A job that had workers and took more than this share of what its tasks take one after the other has moved in vain;
 then its families stay here while so many seconds of work are done here, and twice as many each further time. Of work,
 not of time: nothing is learned in a pause."""
-RETEST_S = 2.0
+RETEST_S = 0.5
 """After so much work that was taken to hold the GIL, it is looked at again; four times as late each time it is
 confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
@@ -80,6 +81,7 @@ class Family:
         "solo_wall",
         "stay_until",
         "streams",
+        "suspected",
         "vain",
         "wall_s",
         "width",
@@ -98,6 +100,7 @@ class Family:
         self.movable = True  # False once a task of it could not be pickled
         self.vain = 0  # how many jobs in a row were not faster for moving it
         self.stay_until = 0.0
+        self.suspected = False  # its last runs beside others looked as if it waited for the GIL
         self.holds = False  # was found to hold the GIL; remembered while its tasks are quick
         self.held_s = 0.0  # what has run here since then
         self.retest_s = RETEST_S
@@ -154,6 +157,7 @@ class Family:
             self._forget_shared()
 
     def _forget_shared(self) -> None:
+        self.suspected = False
         self.shared_wall = self.shared_cpu = self.shared_all = 0.0
         self.shared_runs = 0
 
@@ -224,14 +228,15 @@ class Family:
         # While one waits for the GIL, its core is idle. If it is not, a library's own threads are at work, and what it
         # waits for is them (a second call into OpenBLAS waits for the first).
         helped = self.shared_all / wall > neighbours + share
-        self.shared_wall *= 0.5
-        self.shared_cpu *= 0.5
-        self.shared_all *= 0.5
-        self.shared_runs //= 2
-        if starved and helped:
+        confirmed = starved and self.suspected
+        self._forget_shared()
+        self.suspected = starved
+        if not confirmed:
+            return FREE
+        if helped:
             self.width = WIDE_ENTER
             return WIDE
-        return HOLDS if starved else FREE
+        return HOLDS
 
 
 def judge(moved: Iterable[Family], serial_s: float, took_s: float, worked_s: float) -> None:

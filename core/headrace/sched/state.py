@@ -151,13 +151,14 @@ class Job:
 class Slot:
     """A thread of this process that runs tasks: a pool thread, or the caller that waits for a job."""
 
-    __slots__ = ("batch", "blocked", "caller", "gil", "id", "job", "solo", "stalled", "wide")
+    __slots__ = ("batch", "blocked", "caller", "gil", "id", "job", "since_s", "solo", "stalled", "wide")
 
     def __init__(self, id: int, caller: bool = False) -> None:
         self.id = id
         self.caller = caller
         self.job: Job | None = None  # whose batch it runs
         self.batch: list[Task] = []
+        self.since_s = 0.0  # when it was given that
         self.solo = False  # nothing else has run in this process since its batch began
         self.wide = False  # runs a task that is parallel inside
         self.gil = False  # runs a task that holds the GIL
