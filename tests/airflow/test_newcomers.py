@@ -114,6 +114,7 @@ class TestRest:
         executor.terminate()
         theirs.close()
 
+    @pytest.mark.skipif(internals.wake_key() is None, reason="nothing keeps the loop of Airflow awake before 3.3")
     def test_ends_when_a_run_is_asked_for(self, executor: HeadraceExecutor) -> None:
         answers = iter([None, None, FIRST])
         executor._runs = Newcomers(lambda: next(answers), every_s=0.0)
