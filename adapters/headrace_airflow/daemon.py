@@ -94,7 +94,7 @@ class Daemon:
         self._stopping = False
         self._listener = self._listen()
         self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
-        self._zygotes = Zygotes(self._forks, self._loop, self._handle, _log)
+        self._zygotes = Zygotes(self._forks, self._loop, self._handle, _log, self._settings.share_pages)
         self._zygotes.start(BARE, None)
 
     # --- life ---

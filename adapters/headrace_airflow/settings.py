@@ -29,6 +29,7 @@ class Settings:
         close_gap: whether the scheduler is woken when a task ends, instead of at the end of its idle sleep.
         at_end: what a scheduler that is told to end does with what runs: ``drain`` waits for it, as stock does;
             ``detach`` leaves it to the scheduler that comes next.
+        share_pages: whether equal memory of tasks of one DAG file may be kept once, where the kernel does that.
         directory: where the daemon's socket is; default: a folder of the user's in the temporary directory.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     linger_s: float = 60.0
     close_gap: bool = True
     at_end: str = "drain"
+    share_pages: bool = True
     directory: str = ""
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ NAMES: Final = {
     "linger": "linger_s",
     "close_gap": "close_gap",
     "at_end": "at_end",
+    "share_pages": "share_pages",
     "directory": "directory",
 }
 

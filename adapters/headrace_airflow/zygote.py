@@ -297,6 +297,8 @@ def main(daemon: Channel) -> None:
         return
     internals.forbid_database()
     message, _ = received
+    if message["share_pages"]:
+        processes.share_equal_pages()
     processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
     task_logging.prepare()
     if message["file"] is not None:

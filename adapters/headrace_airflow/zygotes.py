@@ -37,15 +37,22 @@ class Zygotes:
         loop: where they are heard.
         handle: takes what happened to them.
         log: where to say what concerns no single task.
+        share_pages: see ``Settings``.
     """
 
     def __init__(
-        self, forks: Forks, loop: Loop, handle: Callable[[admission.Event], None], log: Callable[[str], None]
+        self,
+        forks: Forks,
+        loop: Loop,
+        handle: Callable[[admission.Event], None],
+        log: Callable[[str], None],
+        share_pages: bool,
     ) -> None:
         self._forks = forks
         self._loop = loop
         self._handle = handle
         self._log = log
+        self._share_pages = share_pages
         self._known: dict[int, _Zygote] = {}
 
     def start(self, number: int, file: admission.FileKey | None) -> None:
@@ -56,7 +63,7 @@ class Zygotes:
             lambda code: self._exited(number, child, code),
         )
         self._known[number] = _Zygote(child, file)
-        child.channel.send({"t": "parse", "file": file})
+        child.channel.send({"t": "parse", "file": file, "share_pages": self._share_pages})
 
     def stop(self, number: int) -> None:
         """Forgets one; it ends when it has nothing left to serve."""

@@ -282,6 +282,16 @@ class TestQuiet:
         assert "the work has begun" in airflow.log(run, "work")
         wait_until(lambda: has_ended(pulse.pid), timeout_s=60)
 
+    def test_it_shares_equal_pages_but_who_holds_its_token_does_not(self, airflow: Any, quiet: tuple[Any, int]) -> None:
+        def said_of(pid: int) -> str:
+            path = Path(f"/proc/{pid}/ksm_stat")
+            return path.read_text() if path.exists() else ""
+
+        if "ksm_merge_any" not in said_of(os.getpid()):
+            pytest.skip("this kernel does not say")
+        assert "ksm_merge_any: yes" in said_of(quiet[1])
+        assert "ksm_merge_any: no" in said_of(pulse_of(airflow).pid)
+
     def test_it_is_marked_failed(self, airflow: Any, quiet: tuple[Any, int]) -> None:
         run, pid = quiet
         mark_failed(airflow, run, "work")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -172,6 +174,21 @@ class TestHead:
         value: list[Any] = [1, "two", {"b": [3] * 1000, "a": "x" * 5000}, (4,)]
         serialized = [1, "two", dict(sorted(value[2].items())), (4,)]
         assert str(head(value, 3000))[:3000] == str(serialized)[:3000]
+
+
+def test_what_shares_equal_pages_has_its_forks_do_so_too() -> None:
+    program = """
+import ctypes, os
+from headrace_airflow import processes
+
+processes.share_equal_pages()
+if os.fork():
+    os.wait()
+else:
+    print(ctypes.CDLL(None).prctl(68, 0, 0, 0, 0))  # PR_GET_MEMORY_MERGE
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert found.stdout in ("1\n", "-1\n")  # -1: this kernel has no such thing
 
 
 def test_tasks_do_not_inherit_what_would_let_them_pose_as_others() -> None:

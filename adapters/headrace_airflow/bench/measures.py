@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from headrace_airflow.bench.airflow import RealAirflow
 from headrace_airflow.bench.client import DagRun
 from headrace_airflow.bench.databases import Database, Postgres
-from headrace_airflow.bench.processes import command_line, pss_bytes
+from headrace_airflow.bench.processes import Family, command_line, pss_bytes
 from headrace_airflow.bench.records import Cell
 from headrace_airflow.bench.workloads import Workload
 
 _LOOKS = (0.2, 0.5, 1.0)
 """After which parts of many runs memory is looked at; after the first of them it shall no longer grow."""
+_REST_S = 10.0
+_AT_REST = 0.99
+"""Memory that is still so much of what it was ``_REST_S`` ago does not become less any more."""
 
 
 class WorkloadFailed(Exception):
@@ -70,13 +74,24 @@ def _memory(airflow: RealAirflow, workload: Workload, cell: Cell) -> str:
         return states.count("running") == workload.tasks
 
     airflow.wait_until(all_run, f"{workload.tasks} tasks running", workload.limit_s, every_s=1.0)
+    pss = _resting_bytes(airflow.family)
     pids = airflow.family.pids()
-    pss = airflow.family.pss_bytes()
     file.touch()
     succeed(airflow, airflow.wait(run, timeout_s=workload.limit_s))
     cell.pss_bytes.append(pss)
     cell.processes.append(len(pids))
     return f"{len(pids)} processes, {pss / 1e6:,.0f} MB"
+
+
+def _resting_bytes(family: Family) -> int:
+    """Memory of all when what was needed only to start the tasks has been given back."""
+    before = family.pss_bytes()
+    while True:
+        time.sleep(_REST_S)
+        now = family.pss_bytes()
+        if now >= _AT_REST * before:
+            return now
+        before = now
 
 
 def _many(airflow: RealAirflow, databases: Database, workload: Workload, cell: Cell) -> str:
