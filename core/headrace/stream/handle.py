@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # most programs have no stream
     from headrace.stream.kept import Claim
     from headrace.stream.source import Bell, Source
 
-_END: Final = object()
 NOBODY: Final = -1
 """Who reads but is no task."""
 
@@ -62,9 +61,9 @@ class Stream(Iterator[Any]):
             self._awaited = self._await()
         return self._awaited.__anext__()
 
-    def _read(self, sealed: bool = False, new_bell: Callable[[], Bell] | None = None) -> Iterator[Any]:
+    def _read(self, remote: bool = False, new_bell: Callable[[], Bell] | None = None) -> Iterator[Any]:
         claim, self._claim = self._claim, None
-        return self._source.read(claim, self._consumer, sealed, self._attempt, new_bell)
+        return self._source.read(claim, self._consumer, remote, self._attempt, new_bell)
 
     def _await(self) -> AsyncIterator[Any]:
         from headrace.stream.awaited import Awaited
@@ -109,7 +108,7 @@ class Stream(Iterator[Any]):
 
         Items come with their bytes; those that are in another process stay there.
         """
-        items, source, count, size = self._read(sealed=True), self._source, 0, 0
+        items, source, count, size = self._read(remote=True), self._source, 0, 0
         batch: list[tuple[Any, int]] = []
         try:
             for item in items:
@@ -169,6 +168,9 @@ class Stream(Iterator[Any]):
 
         Args:
             schema: theirs; by default that of the first one, which is waited for.
+
+        Raises:
+            StreamError: the stream is empty, and no schema is given.
         """
         import pyarrow as pa
 
@@ -236,7 +238,10 @@ def again(fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> C
     def run() -> Iterator[Any]:
         value = fn(*[arg.now() if type(arg) is _Later else arg for arg in kept], **(kwargs or {}))
         if type(value) not in STREAMS:
-            raise StreamError(f"{fn!r} returned a stream the first time, and a {type(value).__name__} the second")
+            raise StreamError(
+                f"{fn!r} returned a stream the first time, and a {type(value).__name__} the second: it must do so each "
+                "time, since its items may have to be made again"
+            )
         return iter(value) if type(value) is Stream else unbroken(steps_of(value))
 
     return run

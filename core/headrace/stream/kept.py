@@ -204,7 +204,7 @@ class Claim:
         self._kept.reader_gone(self.reader)
 
 
-class Sealed:
+class Remote:
     """Stands in a stream for an item that is in another process, until somebody reads it here.
 
     Args:
@@ -219,6 +219,6 @@ class Sealed:
         self.brings = brings
 
 
-def opened(item: Any) -> Any:
+def brought(item: Any) -> Any:
     """What a reader in this process gets."""
-    return item.brings() if type(item) is Sealed else item
+    return item.brings() if type(item) is Remote else item

@@ -28,7 +28,7 @@ from headrace.store.pickling import register_reducer
 from headrace.store.schedstat import schedstat_s
 from headrace.store.sizes import weigh
 from headrace.stream.handle import NOBODY, Stream, reduce_if_kept
-from headrace.stream.kept import Claim, Kept, Sealed, opened
+from headrace.stream.kept import Claim, Kept, Remote, brought
 from headrace.stream.resuming import Attempt, MadeAgain, OutdatedError
 from headrace.stream.steps import close_steps
 
@@ -262,7 +262,7 @@ class Source(Kept):
         self,
         claim: Claim | None,
         consumer: int,
-        sealed: bool = False,
+        remote: bool = False,
         attempt: Attempt | None = None,
         new_bell: Callable[[], Bell] | None = None,
     ) -> Iterator[Any]:
@@ -271,7 +271,7 @@ class Source(Kept):
         Args:
             claim: a place at the start, held since before; else one is looked for when the iteration begins.
             consumer: the task that reads, or ``NOBODY``.
-            sealed: what is in another process may stay there, as :class:`headrace.stream.kept.Sealed`.
+            remote: what is in another process may stay there, as :class:`headrace.stream.kept.Remote`.
             attempt: the only one that is to be read; without it, the next one is read from where the last one was left.
             new_bell: who iterates must not be blocked: instead, there is a bell among the items, to be waited for.
 
@@ -298,7 +298,7 @@ class Source(Kept):
                     index, skip = index + some, skip - some
                 else:
                     while index < len(chunk):
-                        if type(chunk[index]) is Sealed and not sealed:
+                        if type(chunk[index]) is Remote and not remote:
                             yield chunk[index].brings()
                         else:
                             yield chunk[index]
@@ -312,7 +312,10 @@ class Source(Kept):
                     if index == len(chunk) and present == self.attempt:
                         self._raise()
                         if skip:
-                            raise StreamError(f"stream {self.name} was made again, and is shorter than it was")
+                            raise StreamError(
+                                f"stream {self.name} was made again, and is shorter than it was: what makes it must "
+                                "yield as many items each time"
+                            )
                         return
                 elif new_bell is None or self._steps is not None:
                     self._more(chunk, index, number, consumer)
@@ -322,7 +325,7 @@ class Source(Kept):
             number += 1
             self._advance(claim.reader, number, present)
         for item in itertools.islice(self.replay(), count + skip, None):
-            yield item if sealed else opened(item)
+            yield item if remote else brought(item)
 
     def enter(self, attempt: Attempt | None) -> int:
         """The number of the present attempt, which is about to be read.
@@ -444,12 +447,12 @@ class Source(Kept):
     def item(self, index: int) -> Any:
         """One item; it must have been made."""
         kept: Iterable[Any] = self._kept_item(index) or itertools.islice(self.replay(), index, None)
-        return opened(next(iter(kept)))
+        return brought(next(iter(kept)))
 
     def everything(self) -> list[Any] | None:
         """All items, if they are made and kept."""
         items = self._kept_items()
-        return None if items is None else [opened(item) for item in items]
+        return None if items is None else [brought(item) for item in items]
 
     def _left(self) -> None:
         if self._out_of_credit:

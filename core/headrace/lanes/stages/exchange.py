@@ -2,7 +2,7 @@
 
 ::
 
-    process A: arena ── Large (parcel) ──► seal: Sealed, in the stream ── send_on: the parcel ──► process B: maps it
+    process A: arena ── Large (parcel) ──► receive: Remote, in the stream ── send_on: the parcel ──► process B: maps it
        ▲                                      │
        └── TAKEN (ranges) ◄── free_ranges ◄───┴── nobody keeps it, and whoever mapped it has closed it
 
@@ -21,7 +21,7 @@ from headrace.lanes.processes.parcels import Parcel, is_shared, open_whole
 from headrace.lanes.processes.publications import Publications
 from headrace.lanes.stages.frames import SMALL_BYTES, Large
 from headrace.store.pickling import Packed, pack
-from headrace.stream.kept import Sealed
+from headrace.stream.kept import Remote
 
 
 class Exchange:
@@ -52,13 +52,13 @@ class Exchange:
         """Of a place's memory; stays ours."""
         return self._books.arena_fd(place)
 
-    def seal(self, large: Large, place: int) -> Any:
+    def receive(self, large: Large, place: int) -> Any:
         """What a process has made, as it stands in a stream."""
         if not is_shared(large.parcel):
             return open_whole(large.parcel)
         number = next(self._numbers)
         self._books.published(number, place, large.parcel, reads=False)
-        return Sealed(large.nbytes, Published(self, number))
+        return Remote(large.nbytes, Published(self, number))
 
     def bring(self, number: int) -> Any:
         """An item, in private memory of this process."""
@@ -70,7 +70,7 @@ class Exchange:
         Raises:
             UnpicklableError: it cannot be sent.
         """
-        if type(item) is Sealed:
+        if type(item) is Remote:
             published = item.brings
             if isinstance(published, Published) and published.exchange is self:
                 return Large(self._books.send(published.number, reader), size_bytes)

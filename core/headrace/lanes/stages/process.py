@@ -34,7 +34,7 @@ from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import pack
 from headrace.store.unfinished import forbid_unfinished
 from headrace.stream.handle import Stream
-from headrace.stream.kept import opened
+from headrace.stream.kept import brought
 
 _BOOTSTRAP: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]]; "
@@ -249,9 +249,9 @@ class StageProcess:
         elif kind == frames.SAID:
             companions.hear(*rest)
         elif kind == frames.BATCH:
-            rest[0] = [self._exchange.seal(item, self._place) if type(item) is Large else item for item in rest[0]]
+            rest[0] = [self._exchange.receive(item, self._place) if type(item) is Large else item for item in rest[0]]
         elif kind == frames.VALUE:
-            rest[0] = opened(self._exchange.seal(rest[0], self._place))
+            rest[0] = brought(self._exchange.receive(rest[0], self._place))
         return kind, rest
 
     def _give_up(self) -> None:
