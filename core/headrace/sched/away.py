@@ -247,25 +247,26 @@ def steal(m: Machine) -> None:
     """Asks a worker for half of what it has not begun, since another worker, or this process, has nothing to do."""
     thief = next(iter(m.idle_workers), None)
     for victim in list(islice(m.victims, 4)):
-        taken = _second_half(victim, thief)
-        if not taken:
-            m.victims[victim] = m.victims.pop(victim)  # to the end of the line: what forbids it may pass
-        else:
-            del m.victims[victim]  # until something changes in its queue
+        del m.victims[victim]  # until something changes in its queue
+        entries = [task for task, _ in victim.queue.values()]
+        loose = [task for task in entries[1:] if task.state == AWAY and task.waiting == 0]
+        taken = _second_half(entries, [task for task in loose if _suits(task, thief)])
+        if loose and not taken:
+            m.victims[victim] = None  # to the end of the line: what forbids it may pass
+        elif taken:
             victim.revoking = True
             m.asked[victim] = None
             m.out.append(c.Revoke(victim.id, taken))
             return
 
 
-def _second_half(victim: Worker, thief: Worker | None) -> list[int]:
+def _second_half(entries: list[Task], loose: list[Task]) -> list[int]:
     """Of what a worker has not begun and could run elsewhere, and whatever was to follow it in the queue."""
-    entries = [task for task, _ in victim.queue.values()]
-    loose = [task for task in entries[1:] if task.state == AWAY and task.waiting == 0 and _suits(task, thief)]
     taken = dict.fromkeys(loose[len(loose) // 2 :])
-    for task in entries:
-        if task.waiting and any(dep in taken for dep in task.deps):
-            taken[task] = None
+    if taken:
+        for task in entries:
+            if task.waiting and any(dep in taken for dep in task.deps):
+                taken[task] = None
     return [task.id for task in entries if task in taken]
 
 

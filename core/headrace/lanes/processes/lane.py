@@ -148,21 +148,15 @@ class ProcessLane:
         return self._obituaries.get(worker, ("gone", 0))
 
     def status(self) -> list[dict[str, Any]]:
-        """One entry a worker: number, pid, state, tasks queued, task at work, memory, orders not sent."""
-        return [self._describe(peer) for peer in list(self._peers.values())]
-
-    def _describe(self, peer: Peer) -> dict[str, Any]:
-        at_work = None if peer.dead else peer.blamed_task()
-        link = peer.link
-        return {
-            "worker": peer.number,
-            "pid": link.process.pid if link is not None else None,
-            "state": "stopping" if peer.stopping else "running" if peer.started else "starting",
-            "task": None if at_work is None else self._host.key_of(at_work),
-            "queued": sum(1 for held in list(peer.at.values()) if not held),
-            "rss_bytes": peer.rss_bytes,
-            "unsent": len(peer.outbox),
-        }
+        """One entry a worker: its number, its process (None: not started yet), and its resident memory in bytes."""
+        return [
+            {
+                "worker": peer.number,
+                "pid": None if (link := peer.link) is None else link.process.pid,
+                "rss_bytes": peer.rss_bytes,
+            }
+            for peer in list(self._peers.values())
+        ]
 
     def store_status(self) -> dict[str, int]:
         """What is in shared memory."""

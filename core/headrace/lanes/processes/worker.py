@@ -90,7 +90,6 @@ class Worker:
     def __init__(self, channel: Channel, page: memoryview, place: int) -> None:
         self._channel = channel
         self._page = page
-        self._place = place
         self._small_bytes = 0
         self._holdings = Holdings(place, self._announce_arena)
         self._functions: dict[int, Any] = {}
