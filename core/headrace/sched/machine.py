@@ -10,6 +10,7 @@ Pure: no clock, no thread, no I/O, no randomness; the same events give the same 
     values     the life of a value; lineage
     heaps      ready tasks by kind of place; ``policy`` learns the kinds
     placement  after every event: places whatever can be placed
+    state      the records: tasks, jobs, slots, workers
     check      states what must hold after every event; ``log`` remembers
 
 The machine is not thread-safe: its shell calls it under one lock.

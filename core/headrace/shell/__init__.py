@@ -8,6 +8,7 @@
     threads     the threads that serve slots
     stages      the streams that tasks make: their threads, their end, circles of waits
     moving      which stages run in processes of their own
+    attempts    one stage from its start to its end, over deaths of its process
     pipeline    pipelines that stay, for requests
     processes   the processes lane, from the first launch to the end
     host        what that lane asks for and reports
