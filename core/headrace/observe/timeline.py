@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 Record = tuple[Any, str, float, float]
-"""(key, place, start, duration); seconds on the machine-wide monotonic clock."""
+"""(key, name of the thread or worker that ran it, start, duration); seconds on the machine-wide monotonic clock."""
 
 recorders: list[list[Record]] = []
 """The timelines being recorded now. Empty nearly always, so that asking costs nothing."""
@@ -27,16 +28,25 @@ def record(entries: Iterable[Record]) -> None:
 def trace(path: str | os.PathLike[str]) -> Iterator[list[Record]]:
     """Records every task that any runtime of this process finishes meanwhile, and writes a timeline on leaving.
 
+    May be nested, and used in several threads at once: each timeline has the tasks of all threads.
+
     Args:
         path: ``.json`` writes a trace that Perfetto and ``chrome://tracing`` open; ``.png``, ``.svg`` and ``.pdf`` a
-            picture (needs matplotlib).
+            picture (needs matplotlib). What is there already is overwritten.
+
+    Yields:
+        What has been recorded so far, a :data:`Record` a task.
 
     Raises:
         ValueError: any other suffix; at once, before anything runs.
+        ImportError: a picture is wanted, and matplotlib is not there; likewise.
+        OSError: the file cannot be written; on leaving.
     """
     target = Path(path)
     if target.suffix not in (".json", ".png", ".svg", ".pdf"):
         raise ValueError(f"a trace is written as .json, .png, .svg or .pdf, not {target.name!r}")
+    if target.suffix != ".json" and find_spec("matplotlib") is None:  # asked now, and not after what may take hours
+        raise ImportError(f"a timeline as {target.suffix} needs matplotlib; write .json, or install matplotlib")
     entries: list[Record] = []
     recorders.append(entries)
     try:
@@ -78,12 +88,8 @@ def _chrome(entries: list[Record]) -> dict[str, Any]:
 
 
 def _draw(entries: list[Record], target: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            f"a timeline as {target.suffix} needs matplotlib; write .json, or install matplotlib"
-        ) from None
+    from matplotlib.figure import Figure
+
     places = sorted({entry[1] for entry in entries})
     groups = sorted({_group(entry[0]) for entry in entries})
     first = min((entry[2] for entry in entries), default=0.0)
