@@ -107,7 +107,7 @@ def _reason(task: Task, key_of: Callable[[int], str]) -> str:
     )
 
 
-class _Page:
+class _Publisher:
     """Publishes the status of this process's runtimes; its thread sleeps while nothing runs."""
 
     def __init__(self) -> None:
@@ -178,27 +178,27 @@ def _state_of(runtime: Engine) -> dict[str, Any]:
         return {"pid": os.getpid(), "error": f"{type(error).__name__}: {error}"}
 
 
-_page = _Page()
+_publisher = _Publisher()
 
 
 def register(runtime: Engine) -> None:
-    _page.runtimes.add(runtime)
+    _publisher.runtimes.add(runtime)
 
 
 def unregister(runtime: Engine) -> None:
-    _page.runtimes.discard(runtime)
-    if not _page.runtimes:
-        _page.close()
+    _publisher.runtimes.discard(runtime)
+    if not _publisher.runtimes:
+        _publisher.close()
 
 
 def touch() -> None:
-    _page.touch()
+    _publisher.touch()
 
 
 def _forget_in_child() -> None:
-    """The parent's page and thread are not ours."""
-    global _page
-    _page = _Page()
+    """The parent's file and thread are not ours."""
+    global _publisher
+    _publisher = _Publisher()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -207,14 +207,14 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def read_status(timeout_s: float = 1.0) -> list[dict[str, Any]]:
     """The published states of all runtimes of this user on this machine, one entry a runtime.
 
-    Blocks for at most ``timeout_s`` for a page that is just being rewritten.
+    Blocks for at most ``timeout_s`` for a text that is just being rewritten.
     """
     found = []
     for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
         for path in _descriptors(pid):
             try:
                 if os.readlink(path).startswith(f"/memfd:{STATUS_NAME}"):
-                    found += _read_page(path, timeout_s)
+                    found += _read_states(path, timeout_s)
             except OSError:
                 continue  # closed meanwhile
     return found
@@ -227,7 +227,7 @@ def _descriptors(pid: str) -> list[str]:
         return []  # gone meanwhile, or another user's
 
 
-def _read_page(path: str, timeout_s: float) -> list[dict[str, Any]]:
+def _read_states(path: str, timeout_s: float) -> list[dict[str, Any]]:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with open(path, "rb") as file:
