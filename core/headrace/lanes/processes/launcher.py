@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,10 +21,10 @@ import headrace
 from headrace import companions, foster
 from headrace.lanes.processes.wire import Channel
 
-_MAIN: Final = ("headrace.lanes.processes.worker", "main")
+_WORKER: Final = "headrace.lanes.processes.worker"
 _BOOTSTRAP: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]]; "
-    f"from {_MAIN[0]} import {_MAIN[1]}; {_MAIN[1]}(*map(int, sys.argv[2:6]))"
+    "from {module} import main; main(*map(int, sys.argv[2:]))"
 )
 _ONE_THREAD: Final = (
     "OMP_NUM_THREADS",
@@ -44,11 +45,7 @@ class Executed:
         self.pid_fd = os.pidfd_open(process.pid)
 
     def kill(self) -> None:
-        for send in (os.killpg, os.kill):  # it may not lead its group yet
-            try:
-                send(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+        kill(self.pid)
 
     def collect(self) -> tuple[int, int] | None:
         try:
@@ -109,24 +106,46 @@ def _start(place: int, descriptors: tuple[int, int, int]) -> foster.Fostered:
     environment = worker_environment(os.environ.copy())
     if foster.start is not None:
         try:
-            return foster.start(foster.Order(*_MAIN, descriptors, (place,), environment))
+            return foster.start(foster.Order(_WORKER, "main", descriptors, (place,), environment))
         except OSError:  # nobody is there any more
             pass
-    return Executed(_execute(place, descriptors, environment))
+    return Executed(execute(_WORKER, descriptors, (place,), environment))
 
 
-def _execute(place: int, descriptors: tuple[int, int, int], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def execute(
+    module: str, descriptors: Sequence[int], numbers: Sequence[int], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Has a fresh interpreter, which leads a session of its own, call ``module.main(*descriptors, *numbers)``.
+
+    Args:
+        module: one of this package.
+        descriptors: what it inherits, by the same numbers.
+        numbers: further arguments.
+        environment: all of its environment.
+
+    Raises:
+        OSError: no process is left, or the interpreter cannot be executed.
+    """
     if not sys.executable:
         raise OSError("this Python does not know its interpreter's path (sys.executable), so it cannot start workers")
     root = str(Path(headrace.__file__).parent.parent)
-    numbers = [str(n) for n in (*descriptors, place)]
+    arguments = map(str, (*descriptors, *numbers))
     return subprocess.Popen(
-        [sys.executable, *interpreter_flags(), "-c", _BOOTSTRAP, root, *numbers],
+        [sys.executable, *_interpreter_flags(), "-c", _BOOTSTRAP.format(module=module), root, *arguments],
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,
         start_new_session=True,
         env=environment,
     )
+
+
+def kill(pid: int) -> None:
+    """Kills a process that :func:`execute` has started, and what is in its group."""
+    for send in (os.killpg, os.kill):  # it may not lead its group yet
+        try:
+            send(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
 
 
 def worker_environment(environment: dict[str, str]) -> dict[str, str]:
@@ -139,7 +158,7 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     return environment
 
 
-def interpreter_flags() -> list[str]:
+def _interpreter_flags() -> list[str]:
     """Those that another interpreter needs to be like this one."""
     # The standard library's own, as multiprocessing uses it: -W, -X, -O, -E and so on as this process was given them.
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]

@@ -8,21 +8,17 @@ is there of it and sends it when asked. Small items are pickled in batches, larg
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
-import headrace
 from headrace import companions
 from headrace.errors import UnpicklableError
-from headrace.lanes.processes import logged, warned  # noqa: F401 - have their say in stage processes
+from headrace.lanes.processes import launcher, logged, warned  # noqa: F401 - two have their say in stage processes
 from headrace.lanes.processes.failures import describe_failure, must_stay, revive_failure
-from headrace.lanes.processes.launcher import interpreter_flags, worker_environment
 from headrace.lanes.processes.parcels import Parcel, is_shared
 from headrace.lanes.processes.surroundings import directory
 from headrace.lanes.stages import frames
@@ -36,10 +32,7 @@ from headrace.store.unfinished import forbid_unfinished
 from headrace.stream.handle import Stream
 from headrace.stream.kept import brought
 
-_BOOTSTRAP: Final = (
-    "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]]; "
-    "from headrace.lanes.stages.helper import main; main(*map(int, sys.argv[2:6]))"
-)
+_HELPER: Final = "headrace.lanes.stages.helper"
 _END_WITHIN_S: Final = 1.0
 _LAST: Final = frozenset({frames.VALUE, frames.ENDED, frames.FAILED, frames.UNFIT})
 """What a process says last about a call."""
@@ -67,23 +60,26 @@ class StageProcess:
     Args:
         buffer_bytes: of each of its inputs.
         exchange: of the large items.
+
+    Raises:
+        OSError: no process or no descriptor is left.
     """
 
     def __init__(self, buffer_bytes: int, exchange: Exchange) -> None:
         ours, theirs = socket.socketpair()
         life_read, self._life = os.pipe2(os.O_CLOEXEC)
         place = exchange.new_place()
-        root = str(Path(headrace.__file__).parent.parent)
-        numbers = [str(number) for number in (theirs.fileno(), life_read, buffer_bytes, place)]
-        self._process = subprocess.Popen(
-            [sys.executable, *interpreter_flags(), "-c", _BOOTSTRAP, root, *numbers],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), life_read),
-            start_new_session=True,
-            env=worker_environment(os.environ.copy()),
-        )
-        theirs.close()
-        os.close(life_read)
+        environment = launcher.worker_environment(os.environ.copy())
+        try:
+            self._process = launcher.execute(_HELPER, (theirs.fileno(), life_read), (buffer_bytes, place), environment)
+        except BaseException:  # nobody will call close()
+            ours.close()
+            os.close(self._life)
+            exchange.lost(place)
+            raise
+        finally:
+            theirs.close()
+            os.close(life_read)
         self._channel = Frames(ours)
         self._exchange = exchange
         self._place = place
@@ -268,11 +264,7 @@ class StageProcess:
 
     def kill(self) -> None:
         """Ends it, now. Thread-safe."""
-        for send in (os.killpg, os.kill):
-            try:
-                send(self._process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+        launcher.kill(self._process.pid)
 
     @property
     def alive(self) -> bool:
