@@ -10,6 +10,7 @@ import pytest
 from compat_suite.dags import compare
 from compat_suite.dags.compare import Difference
 from compat_suite.dags.recipe import RecipeError, load
+from compat_suite.dags.xcoms import shown
 
 HERE = Path(compare.__file__).parent
 STOCK = {"one": {"state": "success", "task a": "success, try 1"}, "two": {"state": "failed"}}
@@ -48,6 +49,17 @@ class TestCompare:
         ours = {**STOCK, "two": {"state": "failed", "xcom a return_value": "int 1"}}
         (fault,) = compare.judge("headrace", [STOCK, STOCK], ours).faults
         assert (fault.fact, fault.stock) == ("xcom a return_value", frozenset({compare.ABSENT}))
+
+
+class TestShown:
+    @pytest.mark.parametrize("key", ["return_value", "skipmixin_key"])
+    def test_what_was_skipped_has_no_order(self, key: str) -> None:
+        first, second = ({"skipped": task_ids} for task_ids in (["a", "b"], ["b", "a"]))
+        assert (shown(key, first) == shown(key, second)) is (key == "skipmixin_key")
+
+    def test_a_value_has_a_type(self) -> None:
+        assert shown("return_value", 1) == "int 1"
+        assert shown("return_value", "1") == "str '1'"
 
 
 class TestRecipe:
