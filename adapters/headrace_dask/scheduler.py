@@ -41,19 +41,22 @@ class Scheduler:
         lane: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Computes ``keys`` of a graph.
+        """Computes ``keys`` of a graph. Blocks, and the calling thread helps; may be called in several at once.
 
         Args:
-            dsk: a dict, a HighLevelGraph or an expression.
+            dsk: a dict, a HighLevelGraph or an expression. It is not changed.
             keys: a key, or arbitrarily nested lists of keys.
-            cache: values that are known already; gets the graph's data and the results.
-            num_workers: how many tasks may run at once.
+            cache: values that are known already; gets the graph's data and the results. By default dask's setting
+                ``cache``.
+            num_workers: how many tasks may run at once; by default dask's setting ``num_workers``, then Headrace's.
             pool: a :class:`headrace.Runtime` to be used instead of this process's own; or another executor or a
-                ``multiprocessing.Pool``: then dask's own loop runs the tasks there.
-            rerun_exceptions_locally: run a failing task again in this thread before its exception is raised.
-            callbacks: for this call, instead of the ones that are active.
+                ``multiprocessing.Pool``: then dask's own loop runs the tasks there. By default dask's setting ``pool``.
+            rerun_exceptions_locally: run a failing task again in this thread before its exception is raised; by default
+                dask's setting of this name.
+            callbacks: for this call, instead of the ones that are active; called in this thread.
             lane: ``auto``, ``inline``, ``threads`` or ``processes``; overrides the setting.
-            kwargs: what other schedulers understand (``chunksize``, ...) and what a collection's optimizer wants.
+            kwargs: what other schedulers understand (``chunksize``, ...) and what a collection's optimizer wants: for
+                dask's own loop, ignored otherwise.
 
         Returns:
             The value, or nested tuples of values where ``keys`` has lists.
@@ -61,6 +64,9 @@ class Scheduler:
         Raises:
             Exception: a task's own exception, as itself.
             headrace.errors.GraphError: the graph is wrong; also the type that dask would raise.
+            headrace.errors.WorkerDied: a task took down several worker processes.
+            headrace.errors.UnpicklableError: lane ``processes`` is forced, and a task or a result cannot travel.
+            headrace.errors.ConfigError: a setting, ``lane`` or ``num_workers`` cannot be used.
         """
         pool = pool or dask.config.get("pool", None)
         if pool is not None and not isinstance(pool, Runtime):
@@ -80,9 +86,10 @@ class Scheduler:
         return _shaped(keys, flat, values)
 
     def persist(self, collections: Any, optimize_graph: bool = True, **kwargs: Any) -> Any:
-        """Computes collections and returns them with their results in place of their graphs.
+        """Computes collections and returns them with their results in place of their graphs. Blocks.
 
         Large results stay in the store: the graphs hold handles on them, which any scheduler can read.
+        ``dask.persist`` calls this, if it finds it at the scheduler.
         """
         from dask.base import persist
 

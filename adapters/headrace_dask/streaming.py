@@ -46,10 +46,13 @@ def stream(collection: Any, *, ordered: bool = False, lane: str | None = None, *
         kwargs: for the collection's optimizer.
 
     Returns:
-        An iterator for one thread at a time; the computation starts with its first step.
+        An iterator for one thread at a time; the computation starts with its first step. Each step blocks until a
+        partition is ready.
 
     Raises:
         Exception: a task's own exception, as itself, after the partitions that were ready before.
+        headrace.errors.GraphError: the graph is wrong; at once.
+        headrace.errors.ConfigError: ``lane`` or a setting cannot be used; with the first step.
     """
     (optimized,) = dask.optimize(collection, traverse=False, **kwargs)
     graph = internals.mapping_of(optimized.__dask_graph__())

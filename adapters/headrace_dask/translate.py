@@ -41,7 +41,8 @@ _MISSING: Any = object()
 
 
 def _alias(value: Any) -> Any:
-    raise NotImplementedError("stands for an alias in a compiled call; never called")
+    """Stands for an alias where a compiled call has its function."""
+    raise NotImplementedError("an alias is no task, and is never called")
 
 
 def translate(
@@ -165,6 +166,7 @@ class _Walk:
         return same if self._alias_tasks else _alias, (None,), None, [(0, target)], False
 
     def _literal(self, key: Hashable, value: Any) -> Compiled | None:
+        """Numbers a key whose value is known. Nothing is left to be compiled: always None."""
         graph = self.graph
         self.number[key] = index = len(graph.calls)
         graph.literals[index] = value

@@ -47,7 +47,7 @@ class Settings:
 
     Args:
         lane: where tasks run. ``auto`` measures and decides; the others force one lane.
-        num_workers: how many tasks run at once, over all lanes of this machine; default: the cores available.
+        num_workers: how many tasks run at once, over all lanes of this machine; default, or if 0: the cores available.
         inline_below_s: a family whose tasks are quicker than this runs inline.
         ahead_s: how many seconds of work are queued at a worker process beyond what it runs.
         small_bytes: a result up to this size rides in the message instead of shared memory.
@@ -55,6 +55,9 @@ class Settings:
         stream_buffer_bytes: so much of a stream is kept, and its producer may be so far ahead of the slowest consumer.
         idle_timeout_s: a worker process unused for this long is stopped.
         check: verify every invariant of the scheduler after every event (slow; for tests).
+
+    Raises:
+        ConfigError: a value cannot be used.
     """
 
     lane: Lane = "auto"

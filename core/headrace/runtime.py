@@ -96,12 +96,19 @@ class Runtime(Executor):
         return self._engine.submit(fn, args, kwargs)
 
     def stream(self, *stages: Callable[..., Any]) -> Pipeline:
-        """A pipeline that stays, to be left as a context manager: its ``submit(request)`` sends requests through the
-        stages, each of which is at its own one at a time; its ``latency()`` says how long they took.
+        """Starts a pipeline that stays: requests go through its stages, and each stage is at one of its own at a time.
 
         Args:
             stages: plain functions of one request; or generator functions over all of them, which yield one answer for
                 each. Each has a thread of its own.
+
+        Returns:
+            A context manager that ends it when it is left. Its ``submit(request)`` gives the future of the answer, its
+            ``latency()`` says how long answers took.
+
+        Raises:
+            UserError: there is no stage, or one of them is async, or no function.
+            RuntimeError: this runtime was shut down, or belongs to another process.
         """
         return self._engine.stream(self, stages)
 
@@ -120,7 +127,14 @@ class Runtime(Executor):
         self._engine.shutdown(wait, cancel_futures)
 
     def status(self) -> dict[str, Any]:
-        """What runs where, what waits for what, and what the store holds. Plain data; for ``headrace status``."""
+        """What runs where, what waits for what, and what the store holds: what ``headrace status`` shows.
+
+        Takes the lock under which the runtime decides: nothing for a tight loop.
+
+        Returns:
+            Plain data, as it is at this moment, by ``pid``, ``settings``, ``jobs``, ``slots``, ``workers``, ``tasks``
+            (how many are in which state), ``waiting`` and ``families`` (at most 50 of each), and ``store``.
+        """
         return self._engine.status()
 
 

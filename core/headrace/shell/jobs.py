@@ -41,9 +41,11 @@ class Observer(Protocol):
 
     needs_values: bool
 
-    def started(self, index: int) -> None: ...
+    def started(self, index: int) -> None:
+        """A task of the graph has been handed out; again if it is tried again."""
 
-    def finished(self, index: int, value: Any, worker: str) -> None: ...
+    def finished(self, index: int, value: Any, worker: str) -> None:
+        """A task has its value; ``worker`` is the name of the thread or worker process that has made it."""
 
 
 class Stored:

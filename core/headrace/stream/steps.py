@@ -32,7 +32,10 @@ def streamed(iterable: Any) -> Streamed:
     """What a task returns to have others read an iterator of its while it goes on; generators need no such mark.
 
     Args:
-        iterable: or an asynchronous iterator.
+        iterable: or an asynchronous iterator. If it has ``close()``, that is called when nobody wants the rest.
+
+    Raises:
+        TypeError: it is neither.
     """
     return Streamed(iterable)
 
