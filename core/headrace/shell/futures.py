@@ -199,7 +199,8 @@ class Futures:
         """
         if self._lock._is_owned():
             raise RuntimeError(
-                "a destructor cannot wait for a Future at this moment: Headrace is at work in its thread"
+                "a destructor cannot wait for a Future at this moment, since Headrace is at work in its thread: "
+                "have it use add_done_callback() instead"
             )
         self.about_to_wait()
 

@@ -75,10 +75,13 @@ class Pipeline:
         """Sends a request through all stages; returns the future of its answer at once.
 
         A stage that raises fails the request that it was at, and goes on with the next one.
+
+        Raises:
+            StreamError: the pipeline has ended.
         """
         with self._lock:
             if self._closed:
-                raise StreamError("this pipeline has ended")
+                raise StreamError("this pipeline has ended; start a new one with Runtime.stream()")
             one = _Request(request)
             self._inboxes[0].put(one)
         return one.future
@@ -159,7 +162,9 @@ class _Generator(_Function):
         self._ended = False
         while not self._ended:
             self._reads = False
-            error: BaseException = StreamError(f"{self._stage!r} gave no answer to this request, or one too many")
+            error: BaseException = StreamError(
+                f"{self._stage!r} gave no answer to this request, or one too many: it must yield one for each"
+            )
             try:
                 for value in self._stage(self._requests()):
                     if not self._at:
