@@ -195,7 +195,7 @@ class Engine:
         self._check_open()
         lane = self.settings.lane if lane is None else config.lane_named(lane)
         if limit is not None and not (isinstance(limit, int) and limit >= 0):
-            raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number, not {limit!r}")
+            raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number from 0, not {limit!r}")
         return "inline" if self._in_worker else lane
 
     def _quick_s(self, graph: Graph) -> float | None:
@@ -318,7 +318,7 @@ class Engine:
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         self._check_open()
         if sys.is_finalizing():
-            raise RuntimeError("a Runtime takes no more work while the interpreter ends")
+            raise RuntimeError("a Runtime takes no more work while the interpreter ends: submit before that")
         if not callable(fn):
             raise TypeError(f"submit() needs a function to call, not {fn!r}")
         with self._shield:
@@ -426,14 +426,7 @@ class Engine:
         with self._shield:
             with self._lock:
                 try:
-                    if self._futures.dropped:
-                        events = (*self._futures.take_dropped(), *events)
-                    for event in events:
-                        for command in self._machine.handle(event, perf_counter()):
-                            if type(command) is not c.RunHere:
-                                self._performers[type(command)](command, after)
-                            elif self._run_here(command, slot, after):
-                                mine = command
+                    mine = self._decide(events, slot, after)
                 except BaseException as error:  # whatever it was, nobody knows how far the change has come
                     self._crash(error)
                     if raised_in(error).partition(".")[0] != "headrace":
@@ -443,6 +436,19 @@ class Engine:
             finally:
                 for action in after:
                     action()
+        return mine
+
+    def _decide(self, events: tuple[e.Event, ...], slot: int | None, after: After) -> c.RunHere | None:
+        """Under the lock: has the machine take in events, and performs what it commands, but the batch for ``slot``."""
+        mine: c.RunHere | None = None
+        if self._futures.dropped:
+            events = (*self._futures.take_dropped(), *events)
+        for event in events:
+            for command in self._machine.handle(event, perf_counter()):
+                if type(command) is not c.RunHere:
+                    self._performers[type(command)](command, after)
+                elif self._run_here(command, slot, after):
+                    mine = command
         return mine
 
     # What performs a command runs under the lock, and only enqueues: nothing here may block or call foreign code.
