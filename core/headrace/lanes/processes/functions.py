@@ -1,8 +1,9 @@
-"""Which functions the workers know: each is pickled once per job and sent once to each worker.
+"""Which functions the workers know: each is pickled once per graph and sent once to each worker.
 
 A function is pickled anew for every job, not once and for all: a function of ``__main__`` travels by value, and its
 value includes globals that the user may have changed since (a notebook's cells). If the bytes are the same as before,
-it is the function that the workers know already.
+it is the function that the workers know already. The job of the futures never ends: there it is pickled for every task,
+because between two submits the program may have changed what it refers to, as any argument.
 
 What a function is made of may read a setting while it is unpickled. So where workers follow other states of companions
 it is another function: it has another number, and is opened after they follow them, whatever is in their queue before.
@@ -27,7 +28,7 @@ _MOST_BYTES: Final = 64 << 20
 _MOST_VARIANTS: Final = 256
 
 FUTURES_BASE: Final = 0
-"""Of the ids in the one job that never ends: its functions come and go."""
+"""Of the ids in the one job that never ends."""
 
 _Place: TypeAlias = tuple[int, int]
 """Id of a function and the variant of the states under which it is opened."""
@@ -79,7 +80,7 @@ class Functions:
         forbid_unfinished(fn)
         packed = pack(fn, "function")
         with self._lock:
-            # Functions of one job may be as large as they like: forgetting one to send it again would be worse.
+            # Functions of one graph may be as large as they like: forgetting one to send it again would be worse.
             if len(self._known) >= _MOST_FUNCTIONS or (self._bytes > _MOST_BYTES and job not in self._jobs):
                 self._forget_all()
             known = self._known.get((packed.data, variant)) if not packed.buffers else None
@@ -89,12 +90,12 @@ class Functions:
                 self._bytes += packed.size_bytes
                 if not packed.buffers:
                     self._known[packed.data, variant] = known
+            if job == FUTURES_BASE:
+                return known
             while job not in self._jobs and len(self._jobs) >= _MOST_JOBS:
                 self._jobs.popitem(last=False)
             table = self._jobs.setdefault(job, {})
-            holder = _holder(fn, table, (id(fn), variant), lasts=job == FUTURES_BASE)
-            if holder is not None:
-                table[id(fn), variant] = holder, *known
+            table[id(fn), variant] = _holder(fn, table, (id(fn), variant)), *known
             return known
 
     def _forget_all(self) -> None:
@@ -104,10 +105,10 @@ class Functions:
         self.oldest = self._next
 
 
-def _holder(fn: Callable[..., Any], table: dict[_Place, Any], place: _Place, lasts: bool) -> Any:
+def _holder(fn: Any, table: dict[_Place, Any], place: _Place) -> Any:
     """What is kept of a function while it has an entry: a weak reference, which takes the entry with it; a method may
-    hold as much as its object does. Or itself, where there are none to it, unless its job ``lasts``."""
+    hold as much as its object does. Or itself, where there are none to it."""
     try:
         return weakref.ref(fn, lambda _: table.pop(place, None))
     except TypeError:
-        return None if lasts else fn
+        return fn
