@@ -98,13 +98,9 @@ class Compiler:
 
     def legacy(self, task: tuple[Any, ...]) -> Compiled:
         """A tuple whose first item is callable."""
-        known = self.known
+        known, fn, args = self.known, task[0], task[1:]
         refs: list[Ref] = []
-        position = -2
-        for arg in task:
-            position += 1
-            if position < 0:
-                continue
+        for position, arg in enumerate(args):
             kind = type(arg)
             code = kinds[kind]
             if not code:
@@ -120,8 +116,7 @@ class Compiler:
                 return self._converted(task)
             elif self._is_bulky(arg):
                 refs.append((position, self.hoist(arg)))
-        fn = task[0]
-        return fn, _without(task[1:], refs) if refs else task[1:], None, refs, id(fn) in self.writers
+        return fn, _without(args, refs) if refs else args, None, refs, id(fn) in self.writers
 
     def task(self, node: Any) -> Compiled:
         """A node of type ``Task`` exactly."""
@@ -130,9 +125,7 @@ class Compiler:
             return self.node(node)
         args = node.args
         refs: list[Ref] = []
-        position = -1
-        for arg in args:
-            position += 1
+        for position, arg in enumerate(args):
             code = kinds[type(arg)]
             if not code:
                 continue
