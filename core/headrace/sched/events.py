@@ -23,9 +23,10 @@ class Span(NamedTuple):
     start_s: float
     wall_s: float
     cpu_s: float
-    """CPU time of the thread that ran it, and time in the run queue; -1 when not measured (it was too quick)."""
+    """CPU time of the thread that ran it, and what it waited for a core that others had; -1 when not measured."""
     width: float
-    """CPU time of the whole process over wall time while it ran: above 1, it is parallel inside. -1: not measured."""
+    """CPU time of the whole process over wall time while it ran, that wait included: above 1, it is parallel inside.
+    -1: not measured."""
     size_bytes: int
     """Size of the result, estimated without pickling; -1 when not known, or HERE, where nothing depends on it."""
     transfer_s: float
