@@ -11,5 +11,6 @@
 What is timed is what a user waits for: ``dask.compute(collection, scheduler=...)`` with dask's own optimisation in it,
 or ``get(dsk, keys)`` for a raw graph. Building the collection is not timed. Every repeat builds it anew, so nothing
 that dask caches on a collection favours a later repeat. This package knows stock dask and the public face of Headrace
-only; it must never reach into Headrace's parts, or the comparison would not be one between schedulers.
+only, besides words for machines and for the ends of processes (``observe.conditions``, ``obituary``): if it reached
+into what runs tasks, the comparison would not be one between schedulers.
 """
