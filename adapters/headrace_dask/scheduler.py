@@ -89,7 +89,7 @@ class Scheduler:
         """Computes collections and returns them with their results in place of their graphs. Blocks.
 
         Large results stay in the store: the graphs hold handles on them, which any scheduler can read.
-        ``dask.persist`` calls this, if it finds it at the scheduler.
+        ``dask.persist`` calls this, in releases of dask that look for it at the scheduler.
         """
         from dask.base import persist
 
