@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from headrace import testing as t
 from headrace.errors import UnpicklableError
+from headrace.lanes.processes.publications import Publications
 from headrace.sched.events import TaskRaised, TasksRevoked, TaskUnpicklable, ValuePublished, WorkerDied, WorkerRan
 
 DEATHS = {"c_exit": f"exit code {t.CRASH_EXIT_CODE}", "segfault": "killed by SIGSEGV", "sigkill": "killed by SIGKILL"}
@@ -168,6 +170,45 @@ def test_the_obituary_tells_the_memory_that_the_worker_had(hosted: Any) -> None:
         run(host, lane, 1, 0, 1)
         host.next(WorkerDied)
         assert size <= lane.obituary(1)[1] < 2 * size + (200 << 20)
+
+
+def test_a_worker_that_cannot_be_heard_is_ended(hosted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the owner has no descriptor left for the memory in which the results are."""
+
+    def refuse(_self: Publications, _place: int, fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Publications, "attach", refuse)
+    told: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: told.append(kind))
+    with hosted() as (host, lane):
+        host.add(0, t.make_array, 300_000, wanted=True)
+        host.add(1, t.make_array, 300_000, wanted=True)
+        run(host, lane, 1, 0, 1)
+        assert host.next(WorkerDied) == WorkerDied(1, running=0)
+        assert "could not be read: [Errno 24] Too many open files" in lane.obituary(1)[0]
+        assert not host.values
+    assert told == [OSError]
+
+
+def test_without_shared_memory_a_task_may_run_here(hosted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hosted() as (host, lane):
+        host.add(0, resource.setrlimit, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        host.execute(lane, 1, 0)
+        host.add(1, t.make_array, 300_000, wanted=True)
+        run(host, lane, 1, 1)
+        assert host.next(TaskUnpicklable) == TaskUnpicklable(1, 1)
+        assert isinstance(host.errors[1], OSError)
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+        monkeypatch.setattr(Publications, "lend", refuse)
+        host.add(2, t.identity, bytes(300_000))
+        run(host, lane, 1, 2)
+        assert host.next(TaskUnpicklable, task=2) == TaskUnpicklable(2, 1)
+        assert isinstance(host.errors[2], OSError)
 
 
 def test_workers_can_be_killed_at_any_moment(hosted: Any) -> None:

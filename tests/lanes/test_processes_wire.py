@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -71,6 +72,18 @@ def test_descriptors_that_nobody_took_are_closed(pair: tuple[Channel, Channel]) 
     assert len(os.listdir("/proc/self/fd")) == before + 1
     other.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def test_a_descriptor_that_there_is_no_room_for_is_missed(pair: tuple[Channel, Channel]) -> None:
+    one, other = pair
+    one.send([(1,)], [0])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            other.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_the_other_side_s_end_is_seen_after_its_last_words(pair: tuple[Channel, Channel]) -> None:

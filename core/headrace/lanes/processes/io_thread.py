@@ -184,12 +184,19 @@ class IoThread:
             self._watch(peer, selectors.EVENT_READ)
             self._flush(peer)
         if mask & selectors.EVENT_READ:
-            ops, ended = link.channel.receive()
+            try:
+                ops, ended = link.channel.receive()
+                self._receiver.handle(peer, ops)
+            except BaseException as error:
+                # Whatever went wrong (perhaps no descriptor is left): nobody knows what it has said, so it goes.
+                peer.unheard = str(error) or type(error).__name__
+                self._selector.unregister(link.channel)
+                peer.kill()
+                raise
             if ended:
                 # It says nothing any more: dead, as the other descriptor will tell, or as good as dead.
                 self._selector.unregister(link.channel)
                 peer.kill()
-            self._receiver.handle(peer, ops)
             if peer.outbox:
                 self._flush(peer)
 
@@ -202,7 +209,7 @@ class IoThread:
             self._selector.unregister(link.channel)
         del self._peers[peer.number]
         last_words = []
-        while True:
+        while not peer.unheard:
             ops, ended = link.channel.receive()
             last_words += ops
             if ended or not ops:
@@ -213,7 +220,9 @@ class IoThread:
             running = peer.blamed_task()
             expected = peer.stopping
             reason, rss_bytes = peer.reap()
-            if not peer.started and not expected:
+            if peer.unheard:
+                reason = f"{reason}, as what it said could not be read: {peer.unheard}"
+            elif not peer.started and not expected:
                 reason = f"{NOT_STARTED}: {reason} before it was ready"
             peer.close()
             self._bury(peer, reason, rss_bytes)

@@ -50,6 +50,8 @@ class Peer:
         self.dead = False
         self.kill_at_s = NEVER
         self.rss_bytes = 0
+        self.unheard = ""
+        """Why the owner could not read what the worker said, if so; it is killed then."""
         self.link: Launched | None = None
         self._ending = threading.Lock()
 
@@ -81,7 +83,10 @@ class Peer:
         return describe_exit(code), self.rss_bytes
 
     def blamed_task(self) -> int | None:
-        """The task that the worker is at, by its page, or was at when it died."""
+        """The task that the worker is at, by its page, or was at when it died; of one that could not be heard, the
+        first whose end it has not told."""
+        if self.unheard:
+            return next((task for task, state in self.at.items() if state is SENT), None)
         running, publishing = self._page()
         # What the io thread pickles is rarer and quicker, so if it was at that, that was it.
         if publishing:
@@ -103,7 +108,7 @@ class Peer:
         if self.link is None:
             return
         try:
-            with open(f"/proc/{self.link.process.pid}/statm") as file:
+            with open(f"/proc/{self.link.process.pid}/statm", encoding="ascii") as file:
                 self.rss_bytes = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") or self.rss_bytes
         except (OSError, IndexError):
             pass

@@ -138,6 +138,9 @@ class Sender:
                 # In no local variable: the frames of the cause's traceback lead back to this one.
                 self._host.fail(task, explain_unpicklable(str(error), self._host.key_of(task), error.__cause__, stays))
                 events.append(TaskUnpicklable(task, peer.number, stays))
+            except (OSError, MemoryError) as error:  # no shared memory for it: here it needs none
+                self._host.fail(task, error)
+                events.append(TaskUnpicklable(task, peer.number))
             except BaseException as error:  # pickling runs users' code: what that raises is the failure of its task
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise

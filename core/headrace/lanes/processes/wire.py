@@ -152,6 +152,9 @@ class Channel:
         Returns:
             The ops of every complete frame, in order, each with the list of its frame's descriptors, from which an op
             that carries one takes the first (it is the receiver's to close); and whether the other side is gone.
+
+        Raises:
+            OSError: this process has no room for a descriptor that came, which is lost.
         """
         ended = self._read()
         return list(self._frames()), ended
@@ -159,7 +162,7 @@ class Channel:
     def _read(self) -> bool:
         while True:
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._socket.recvmsg(_CHUNK, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return False
             except OSError:
@@ -167,6 +170,8 @@ class Channel:
             for level, kind, packed in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     self._descriptors.extend(struct.unpack(f"{len(packed) // 4}i", packed))
+            if flags & socket.MSG_CTRUNC:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if not data:
                 return True
             self._received += data

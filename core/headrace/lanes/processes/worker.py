@@ -274,7 +274,8 @@ class Worker:
             self._holdings.expect_no_more((task,))
             self._outbox.append((wire.UNPICKLABLE, task, str(error), format_traceback(error), must_stay(error)))
         else:
-            self._fail(task, error)
+            # Without shared memory for its result (pickling raises other errors) it may run where it needs none.
+            self._fail(task, error, began=not isinstance(error, (OSError, MemoryError)))
 
     def _hand_back(self, task: int) -> None:
         """It makes a stream, and has not begun: that is for a stage process, whose items others read meanwhile."""
