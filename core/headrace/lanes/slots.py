@@ -153,6 +153,7 @@ def run_batch(
     measured = batch.measured
     spans = batch.spans
     cpu = width = -1.0
+    switches = getrusage(RUSAGE_THREAD)
     start = perf_counter()
     deadline = start + budget_s
     while pending:
