@@ -47,6 +47,29 @@ def test_workers_follow_the_owner_s_directory_and_path(
         assert host.values[2] == 42
 
 
+def test_workers_follow_the_owner_s_environment(hosted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE_BEFORE", "1")
+    numbers = itertools.count()
+    with hosted() as (host, lane):
+
+        def seen(fn: Any, *args: Any) -> Any:
+            host.execute(lane, 1, task := host.add(next(numbers), fn, *args, wanted=True))
+            return host.values[task]
+
+        assert seen(os.getenv, "HERE_BEFORE") == "1"
+        assert seen(os.getenv, "OMP_NUM_THREADS") == "1"  # a worker's own
+        monkeypatch.setenv("ADDED", "b\udcc3")
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        monkeypatch.delenv("HERE_BEFORE")
+        assert [seen(os.getenv, name) for name in ("ADDED", "HERE_BEFORE")] == ["b\udcc3", None]
+        assert seen(eval, "__import__('time').strftime('%Z')") == "JST"
+        assert seen(os.getenv, "OMP_NUM_THREADS") == "1"
+        seen(exec, "import os; os.environ['ADDED'] = 'by a task'")
+        assert seen(os.getenv, "ADDED") == "by a task"
+        monkeypatch.setenv("ADDED", "again")
+        assert seen(os.getenv, "ADDED") == "again"
+
+
 def test_modules_are_imported_in_advance_and_wrong_guesses_are_harmless(hosted: Any) -> None:
     with hosted(0) as (host, lane):
         lane.launch([1], ["no_such_module", "colorsys"])

@@ -10,7 +10,7 @@ In a worker's process::
 
     worker       its two threads: one runs tasks, one listens          guard      how it dies with its owner
     holdings     the values it has                                     meter      CPU time of tasks
-    shelf        the shared memory it writes and reads                 surroundings search path, directory, output
+    shelf        the shared memory it writes and reads                 surroundings path, directory, environment
 
 Between them: ``wire`` (codes, records, the channel), ``parcels`` (how values travel), ``failures`` (exceptions),
 ``warned`` and ``logged`` (what tasks warn of and log).

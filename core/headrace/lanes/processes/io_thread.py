@@ -158,6 +158,7 @@ class IoThread:
         try:
             if peer.kill_at_s == NOW:
                 raise InterruptedError("it was stopped before")
+            peer.environment = dict(os.environb)  # before the worker gets it: what changes meanwhile is told again
             peer.link = launcher.launch(peer.number)
         except Exception as error:  # no process, no descriptor, no memory, no interpreter: the error says which
             peer.dead = True

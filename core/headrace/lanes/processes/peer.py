@@ -41,6 +41,8 @@ class Peer:
         self.arenas: set[int] = set()
         self.told: tuple[list[str], str | None] | None = None
         """``sys.path`` and working directory, as the worker knows them."""
+        self.environment: dict[bytes, bytes] = {}
+        """The owner's, as the worker knows it."""
         self.states: States = {}
         """Of the owner's companions, as the worker knows them."""
         self.variant = -1

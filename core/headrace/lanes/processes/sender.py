@@ -88,7 +88,7 @@ class Sender:
         return link is None or not frame.ops or link.channel.send(frame.ops, frame.descriptors)
 
     def _follow(self, peer: Peer, frame: _Frame) -> None:
-        """The worker looks for files and modules where the owner does."""
+        """The worker looks for files and modules where the owner does, and sees the same environment."""
         directory = surroundings.directory()
         if peer.told != (sys.path, directory):
             path = [p for p in sys.path if type(p) is str]
@@ -97,6 +97,9 @@ class Sender:
             else:
                 frame.order(wire.PLACE, path, directory)
             peer.told = list(sys.path), directory
+        variables = surroundings.changed_variables(peer.environment)
+        if variables:
+            frame.order(wire.ENVIRON, variables)
         oldest = self._functions.oldest
         forgotten = [number for number in peer.functions if number < oldest] if peer.oldest_function < oldest else ()
         if forgotten:

@@ -50,6 +50,7 @@ FREE: Final = 11  # (offset): nobody reads this range of the worker's arena any 
 PREIMPORT: Final = 12  # (module names): import them, then say hello
 PLACE: Final = 13  # (sys.path, working directory): both have changed in the owner
 FOLLOW: Final = 14  # (states): what of the owner's companions has changed, see companions.py
+ENVIRON: Final = 15  # (variables): what of the owner's environment has changed, see surroundings.py
 
 # Worker to owner.
 HELLO: Final = 32  # ()

@@ -11,7 +11,7 @@ owner is gone. The page says at any time which task is at work, so that the owne
 leaves no message.
 
 What tasks do to the process stays: a working directory or an environment that a task has changed is not put back,
-as it would not be on threads. The owner's own change of directory or ``sys.path`` is followed.
+as it would not be on threads. The owner's own change of directory, ``sys.path`` or environment is followed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.holdings import Holdings, NotHereError
 from headrace.lanes.processes.meter import Meter
 from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared
-from headrace.lanes.processes.surroundings import flush_output, follow_owner, raise_again, write_lines_at_once
+from headrace.lanes.processes.surroundings import (
+    flush_output,
+    follow_environment,
+    follow_owner,
+    raise_again,
+    write_lines_at_once,
+)
 from headrace.lanes.processes.wire import Channel, Op, Record
 from headrace.store.pickling import estimate_size, pack
 from headrace.stream.handle import NOBODY, for_task
@@ -115,6 +121,7 @@ class Worker:
             wire.STOP: lambda: self._queue.put(self._stop),
             wire.PREIMPORT: lambda names: self._queue.put(lambda: self._get_ready(names)),
             wire.PLACE: lambda path, directory: self._queue.put(lambda: follow_owner(path, directory)),
+            wire.ENVIRON: lambda changed: self._queue.put(lambda: follow_environment(changed)),
             wire.FOLLOW: lambda states: self._queue.put(lambda: companions.follow(states)),
         }
 
