@@ -293,6 +293,21 @@ def owner(tmp_path: Path, fn: str, args: str, end: str) -> tuple[subprocess.Pope
     return process, workers
 
 
+def is_stopped(pid: int) -> bool:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+
+START_A_CHILD = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open({0!r} + ".new", "w") as file:
+    file.write(str(child.pid))
+__import__("os").rename({0!r} + ".new", {0!r})
+child.wait()
+"""
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
@@ -330,14 +345,34 @@ def test_workers_are_gone_even_if_a_forked_child_of_the_owner_lives_on(tmp_path:
 
 
 def test_what_tasks_have_started_does_not_outlive_the_owner(tmp_path: Path) -> None:
-    program = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-    program += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"
-    process, workers = owner(tmp_path, "exec", f"({program!r},)", end="time.sleep(60)")
+    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(tmp_path / 'pid'))!r},)", "time.sleep(60)")
     t.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     child = psutil.Process(int((tmp_path / "pid").read_text()))
     process.kill()
-    process.communicate()
     t.wait_until(lambda: gone([*workers, child]), "the end of all", timeout_s=1.0)
+    process.communicate()
+
+
+def test_what_tasks_have_started_does_not_outlive_the_owner_though_the_worker_dies_first(tmp_path: Path) -> None:
+    """The kernel ends the owner's threads before it closes its files, and a worker ends with the thread that started
+    it."""
+    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(tmp_path / 'pid'))!r},)", "time.sleep(60)")
+    t.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    try:
+        process.send_signal(signal.SIGSTOP)  # it shall not see the death of its workers
+        t.wait_until(lambda: is_stopped(process.pid))
+        for worker in workers:
+            worker.kill()
+        t.wait_until(lambda: gone(workers))
+        assert not gone([child])
+        process.kill()
+        t.wait_until(lambda: gone([child]), "the child's end", timeout_s=1.0)
+    finally:
+        process.kill()
+        if not gone([child]):
+            child.kill()
+        process.communicate()
 
 
 def test_close_kills_what_runs_and_may_be_repeated(hosted: Any, tmp_path: Path) -> None:

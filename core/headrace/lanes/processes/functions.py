@@ -82,7 +82,7 @@ class Functions:
         with self._lock:
             # Functions of one graph may be as large as they like: forgetting one to send it again would be worse.
             if len(self._known) >= _MOST_FUNCTIONS or (self._bytes > _MOST_BYTES and job not in self._jobs):
-                self._forget_all()
+                self._forget()
             known = self._known.get((packed.data, variant)) if not packed.buffers else None
             if known is None:
                 known = self._next, packed
@@ -98,7 +98,12 @@ class Functions:
             table[id(fn), variant] = _holder(fn, table, (id(fn), variant)), *known
             return known
 
-    def _forget_all(self) -> None:
+    def forget(self) -> None:
+        """Has workers open all functions anew."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
         self._jobs.clear()
         self._known.clear()
         self._bytes = 0

@@ -5,7 +5,9 @@ Three nets, because each has a hole:
 - The kernel kills the whole process group when the last writer of the *life* pipe is gone (``F_SETSIG``): that reaches
   also what tasks have started, and needs no thread that gets the GIL. A process that forks without Python's hooks may
   hold a copy of the pipe.
-- ``PR_SET_PDEATHSIG`` knows no pipes, but kills only the worker; it fires when the *thread* that started it ends.
+- ``PR_SET_PDEATHSIG`` knows no pipes, but kills only the worker; it fires when the *thread* that started it ends, so
+  often before the owner's descriptors are closed. The owner has the end that the worker listens at open, too, or the
+  pipe would be forgotten with the worker.
 - End of file at the socket: seen by the io thread, so only when it gets the GIL.
 """
 

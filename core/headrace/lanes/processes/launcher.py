@@ -67,8 +67,10 @@ class Launched:
     channel: Channel
     page: mmap.mmap
     """What the worker is at, see worker.py; readable after its death too."""
-    life_fd: int
-    """Kills the worker and its children when it is closed, however this process ends."""
+    life_fds: tuple[int, int]
+    """Both ends of the life pipe, writer first. The worker and its children are killed when that is closed, however
+    this process ends, provided that the other end is open somewhere: the worker, whose it is too, may be dead already.
+    Of a process that ends Linux releases the highest descriptor first, and ``pipe`` gives the writer the higher one."""
 
 
 def launch(place: int) -> Launched:
@@ -92,11 +94,11 @@ def launch(place: int) -> Launched:
         os.ftruncate(page_fd, mmap.PAGESIZE)
         page = mmap.mmap(page_fd, mmap.PAGESIZE)
         process = _start(place, (their_socket, page_fd, life_read))
-        for fd in (their_socket, life_read, page_fd):
+        for fd in (their_socket, page_fd):
             opened.remove(fd)
             os.close(fd)
         opened.clear()
-        return Launched(process, Channel(socket.socket(fileno=our_socket)), page, life_write)
+        return Launched(process, Channel(socket.socket(fileno=our_socket)), page, (life_write, life_read))
     finally:
         for fd in opened:
             os.close(fd)

@@ -43,6 +43,8 @@ class Peer:
         """``sys.path`` and working directory, as the worker knows them."""
         self.environment: dict[bytes, bytes] = {}
         """The owner's, as the worker knows it."""
+        self.reloads = 0
+        """How many of the owner's it has been told of."""
         self.states: States = {}
         """Of the owner's companions, as the worker knows them."""
         self.variant = -1
@@ -120,7 +122,8 @@ class Peer:
         if self.link is not None:
             self.link.channel.close()
             self.link.page.close()
-            os.close(self.link.life_fd)
+            for fd in self.link.life_fds:
+                os.close(fd)
             os.close(self.link.process.pid_fd)
             self.link = None
 

@@ -19,6 +19,7 @@ from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.parcels import Parcel, is_shared, segment_of, whole
 from headrace.lanes.processes.peer import HELD, SENT, Order, Peer
 from headrace.lanes.processes.publications import Publications
+from headrace.lanes.processes.reloads import Reloads
 from headrace.lanes.processes.wire import Op, Record
 from headrace.sched.events import HERE, Event, TaskRaised, TasksRevoked, TaskUnpicklable, ValuePublished
 from headrace.store.pickling import Packed, pack
@@ -52,6 +53,8 @@ class Sender:
         self._publications = publications
         self._small_bytes = small_bytes
         self._functions = Functions()
+        self._reloads = Reloads()
+        self._looking = threading.Lock()
 
     def drain(self, peer: Peer) -> tuple[list[Event], bool]:
         """Sends what is in a worker's outbox. If another thread is at it, that thread sends also what is new.
@@ -88,11 +91,15 @@ class Sender:
         return link is None or not frame.ops or link.channel.send(frame.ops, frame.descriptors)
 
     def _follow(self, peer: Peer, frame: _Frame) -> None:
-        """The worker looks for files and modules where the owner does, and sees the same environment."""
+        """The worker looks for files and modules where the owner does, and has the same environment and modules."""
+        with self._looking:
+            if self._reloads.look():
+                self._functions.forget()
         directory = surroundings.directory()
         if peer.told != (sys.path, directory):
             path = [p for p in sys.path if type(p) is str]
             if peer.told is None:
+                peer.reloads = len(self._reloads.names)
                 frame.order(wire.SETUP, path, directory, self._small_bytes)
             else:
                 frame.order(wire.PLACE, path, directory)
@@ -100,6 +107,10 @@ class Sender:
         variables = surroundings.changed_variables(peer.environment)
         if variables:
             frame.order(wire.ENVIRON, variables)
+        reloaded = self._reloads.names[peer.reloads :]
+        if reloaded:
+            peer.reloads += len(reloaded)
+            frame.order(wire.RELOAD, reloaded)
         oldest = self._functions.oldest
         forgotten = [number for number in peer.functions if number < oldest] if peer.oldest_function < oldest else ()
         if forgotten:

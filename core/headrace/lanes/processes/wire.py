@@ -51,6 +51,7 @@ PREIMPORT: Final = 12  # (module names): import them, then say hello
 PLACE: Final = 13  # (sys.path, working directory): both have changed in the owner
 FOLLOW: Final = 14  # (states): what of the owner's companions has changed, see companions.py
 ENVIRON: Final = 15  # (variables): what of the owner's environment has changed, see surroundings.py
+RELOAD: Final = 16  # (module names): the owner has loaded them again
 
 # Worker to owner.
 HELLO: Final = 32  # ()

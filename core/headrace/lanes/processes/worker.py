@@ -40,6 +40,7 @@ from headrace.lanes.processes.guard import die_with_owner, kill_own_group
 from headrace.lanes.processes.holdings import Holdings, NotHereError
 from headrace.lanes.processes.meter import Meter
 from headrace.lanes.processes.parcels import Parcel, Unopened, is_shared
+from headrace.lanes.processes.reloads import load_again
 from headrace.lanes.processes.surroundings import (
     flush_output,
     follow_environment,
@@ -122,6 +123,7 @@ class Worker:
             wire.PREIMPORT: lambda names: self._queue.put(lambda: self._get_ready(names)),
             wire.PLACE: lambda path, directory: self._queue.put(lambda: follow_owner(path, directory)),
             wire.ENVIRON: lambda changed: self._queue.put(lambda: follow_environment(changed)),
+            wire.RELOAD: lambda names: self._queue.put(lambda: load_again(names)),
             wire.FOLLOW: lambda states: self._queue.put(lambda: companions.follow(states)),
         }
 
