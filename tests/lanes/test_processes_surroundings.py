@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,32 @@ def test_workers_follow_the_owner_s_environment(hosted: Any, monkeypatch: pytest
         assert seen(os.getenv, "ADDED") == "by a task"
         monkeypatch.setenv("ADDED", "again")
         assert seen(os.getenv, "ADDED") == "again"
+
+
+def test_modules_that_are_loaded_again_are_so_in_workers(
+    hosted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    numbers = itertools.count()
+    with hosted() as (host, lane):
+
+        def answer(module: Any) -> Any:
+            host.execute(lane, 1, task := host.add(next(numbers), module.answer, wanted=True))
+            return host.values[task]
+
+        (tmp_path / "edited_helper.py").write_text("number = 1")
+        (tmp_path / "edited.py").write_text("import edited_helper\ndef answer(): return edited_helper.number")
+        edited = importlib.import_module("edited")
+        assert answer(edited) == 1
+        (tmp_path / "edited_helper.py").write_text("number = 22")
+        importlib.reload(edited.edited_helper)
+        assert answer(edited) == 22
+        (tmp_path / "edited.py").write_text("def answer(): return 333")
+        del sys.modules["edited"]
+        importlib.invalidate_caches()
+        assert answer(importlib.import_module("edited")) == 333
+    for name in ("edited", "edited_helper"):
+        del sys.modules[name]
 
 
 def test_modules_are_imported_in_advance_and_wrong_guesses_are_harmless(hosted: Any) -> None:

@@ -13,5 +13,6 @@ In a worker's process::
     shelf        the shared memory it writes and reads                 surroundings path, directory, environment
 
 Between them: ``wire`` (codes, records, the channel), ``parcels`` (how values travel), ``failures`` (exceptions),
+``reloads`` (modules that the program loads again),
 ``warned`` and ``logged`` (what tasks warn of and log).
 """
