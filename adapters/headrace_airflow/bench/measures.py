@@ -17,8 +17,8 @@ from headrace_airflow.bench.workloads import Workload
 _LOOKS = (0.2, 0.5, 1.0)
 """After which parts of many runs memory is looked at; after the first of them it shall no longer grow."""
 _REST_S = 10.0
-_AT_REST = 0.99
-"""Memory that is still so much of what it was ``_REST_S`` ago does not become less any more."""
+_AT_REST = 0.01
+"""Memory that is no more than this part of it away from what it was ``_REST_S`` ago has come to rest."""
 
 
 class WorkloadFailed(Exception):
@@ -84,12 +84,12 @@ def _memory(airflow: RealAirflow, workload: Workload, cell: Cell) -> str:
 
 
 def _resting_bytes(family: Family) -> int:
-    """Memory of all when what was needed only to start the tasks has been given back."""
+    """Memory of all when tasks have started, and what was needed only for that has been given back."""
     before = family.pss_bytes()
     while True:
         time.sleep(_REST_S)
         now = family.pss_bytes()
-        if now >= _AT_REST * before:
+        if abs(now - before) <= _AT_REST * before:
             return now
         before = now
 
