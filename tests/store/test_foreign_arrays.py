@@ -40,6 +40,48 @@ def test_subclasses_that_only_look_at_the_numbers(tmp_path: Path) -> None:
     assert (through(matrix[:2, :2]) * matrix[:2, :2]).tolist() == (matrix[:2, :2] ** 2).tolist()
 
 
+@pytest.mark.parametrize("mode", ["w+", "r+"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a,
+        lambda a: a[3:],
+        lambda a: a[:, 1],
+        lambda a: a[2::3, ::2],
+        lambda a: a.T,
+        lambda a: a["b"],
+        lambda a: a[5:6, 2].reshape(()),
+    ],
+    ids=["whole", "tail", "column", "strides", "transposed", "field", "scalar"],
+)
+def test_what_is_written_into_a_mapped_file_gets_there(tmp_path: Path, view: Any, mode: Any) -> None:
+    kind = np.dtype([("a", "i4"), ("b", "f8")])
+    (tmp_path / "file").write_bytes(bytes(5000 + 12 * 4 * 1000))
+    mapped = np.memmap(tmp_path / "file", kind, mode, 5000 if mode == "r+" else 100, (1000, 4))
+    mapped["a"] = np.arange(4000).reshape(1000, 4)
+    there = through(view(mapped))
+    assert type(there) is np.memmap
+    np.testing.assert_array_equal(there, view(mapped))
+    there[...] = 7
+    there.flush()
+    assert (view(mapped) == np.array(7, there.dtype)).all()
+    again = through(there)
+    again[...] = 8
+    assert (view(mapped) == np.array(8, there.dtype)).all()
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_what_is_not_written_into_its_file_travels_as_numbers(tmp_path: Path, mode: Any) -> None:
+    np.arange(float(BIG)).tofile(tmp_path / "file")
+    mapped = np.memmap(tmp_path / "file", "f8", mode)
+    packed = pack(mapped)
+    (tmp_path / "file").unlink()
+    np.testing.assert_array_equal(unpack(packed.data, packed.buffers), mapped)
+    lost = np.memmap(tmp_path / "lost", "f8", "w+", shape=(BIG,))
+    (tmp_path / "lost").unlink()
+    assert through(lost).sum() == 0
+
+
 MASKED: dict[str, Any] = {
     "mask": np.ma.masked_array(np.arange(float(BIG)), mask=np.arange(BIG) % 3 == 0),
     "no mask": np.ma.masked_array(np.arange(float(BIG))),

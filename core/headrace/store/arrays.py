@@ -3,12 +3,15 @@
 numpy hands out buffers for contiguous arrays of plain types only. Here strided arrays are made contiguous first, dates
 travel as integers, arrays whose axes are in neither C's nor Fortran's order are transposed to it and back, and arrays
 that repeat (``np.broadcast_to``, hence ``dask.array.ones``) travel as what they repeat. Subclasses that add nothing to
-the numbers (``np.matrix``, ``np.recarray``, ``np.memmap``) travel as the array below, masked arrays as two.
+the numbers (``np.matrix``, ``np.recarray``, ``np.memmap``) travel as the array below, masked arrays as two. A memmap
+that writes into its file travels as the place in that file: what a task writes into it must get there.
 This module imports numpy only where an array proves that it is there.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +19,8 @@ from typing import Any
 
 def reducers(numpy: Any) -> dict[type, Callable[[Any], Any]]:
     """By type, for what ``numpy`` itself has."""
-    views = dict.fromkeys((numpy.matrix, numpy.recarray, numpy.memmap), reduce_view)
-    return {numpy.ndarray: reduce_array, **views}
+    views = dict.fromkeys((numpy.matrix, numpy.recarray), reduce_view)
+    return {numpy.ndarray: reduce_array, numpy.memmap: reduce_memmap, **views}
 
 
 def masked_reducers(masked: Any) -> dict[type, Callable[[Any], Any]]:
@@ -28,6 +31,17 @@ def masked_reducers(masked: Any) -> dict[type, Callable[[Any], Any]]:
 def reduce_view(array: Any) -> Any:
     """The ``__reduce__`` of exact instances of a subclass that keeps nothing of its own."""
     return _view, (array.view(sys.modules["numpy"].ndarray), type(array))
+
+
+def reduce_memmap(array: Any) -> Any:
+    """The ``__reduce__`` of exact memmaps."""
+    writes = array.mode in ("r+", "w+") and array.flags.writeable and array.size
+    if not (writes and array.filename and os.path.exists(array.filename) and all(s > 0 for s in array.strides)):
+        return reduce_view(array)
+    numpy = sys.modules["numpy"]
+    whole = numpy.frombuffer(array._mmap, "u1")
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + _address(array) - _address(whole)
+    return _map_again, (array.filename, start, array.dtype, array.shape, array.strides)
 
 
 def reduce_masked(array: Any) -> Any:
@@ -60,6 +74,21 @@ def reduce_array(array: Any) -> Any:
 
 def _view(array: Any, kind: type) -> Any:
     return array.view(kind)
+
+
+def _address(array: Any) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _map_again(filename: str, start: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    numpy = sys.modules["numpy"]
+    length = dtype.itemsize + sum([(n - 1) * stride for n, stride in zip(shape, strides, strict=True)])
+    whole = numpy.memmap(filename, "u1", "r+", start, (length,))
+    array = numpy.ndarray(shape, dtype, whole, 0, strides).view(numpy.memmap)
+    for name in ("_mmap", "filename", "offset", "mode"):  # a view of an array that is no memmap has none
+        setattr(array, name, getattr(whole, name))
+    return array
 
 
 def _mask(kind: type, data: Any, mask: Any, fill_value: Any, hard: bool) -> Any:
