@@ -3,7 +3,7 @@
 It is the only kind of process that runs user code besides the tasks, and it holds no token: the supervisor that asks
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
-    daemon ──{"t": "parse", file}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
+    daemon ──{"t": "parse", file, share_pages}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
     daemon ──{"t": "serve", id, instance, cpus, ahead} + socket──▶ zygote
     supervisor ══that socket══ {"t": "fork"} + stdin, stdout, stderr, log ▶ zygote ◀ {"t": "forked", pid} + pidfd
                                                                            zygote ◀ {"t": "exit", pid, code, rss_bytes}

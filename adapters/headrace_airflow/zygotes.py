@@ -1,6 +1,6 @@
 """The daemon's view of the zygotes: starts them, speaks with them, and hears what became of their files.
 
-    Zygotes ──{"t": "parse", file} / serve / ahead / discard──▶ zygote (zygote.py)
+    Zygotes ──{"t": "parse", file, share_pages} / serve / ahead / discard──▶ zygote (zygote.py)
        │    ◀──parsed / offer / ahead──
        └── events ──▶ Admission, which decides what follows from them
 
