@@ -428,7 +428,7 @@ class Engine:
                 try:
                     mine = self._decide(events, slot, after)
                 except BaseException as error:  # whatever it was, nobody knows how far the change has come
-                    self._crash(error)
+                    self._crash(error, after)
                     if raised_in(error).partition(".")[0] != "headrace":
                         raise  # the user's code did
             try:
@@ -478,7 +478,7 @@ class Engine:
         if type(stream) is Stream:
             stream.expect(command.readers, command.coming)
 
-    def _crash(self, error: BaseException) -> None:
+    def _crash(self, error: BaseException, after: After) -> None:
         """An invariant broke: every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
         report = InternalError(f"the scheduler broke: {error!r}")
         report.__cause__ = error
@@ -488,11 +488,17 @@ class Engine:
             fail_futures()
             close_lane(EXIT_TIMEOUT_S)
 
-        start_aside(clear_up, "headrace-crash")
+        try:
+            start_aside(clear_up, "headrace-crash")
+        except RuntimeError:  # no thread is left for this process
+            after.append(clear_up)
 
     def _threads_failed(self, error: BaseException) -> None:
+        after: After = []
         with self._lock:
-            self._crash(error)
+            self._crash(error, after)
+        for action in after:
+            action()
 
     def _begin_afresh(self, error: BaseException) -> tuple[Callable[[], None], Callable[[float], None]]:
         """Forgets all work: whoever waits for some gets ``error``.

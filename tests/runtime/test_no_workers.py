@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace import testing
-from headrace.errors import WorkerDied
+from headrace.errors import InternalError, WorkerDied
 from headrace.graph import Graph
+from headrace.lanes.processes.io_thread import IoThread
 from headrace.runtime import Runtime
 
 GRAPH = Graph(["a", "b"], [(testing.spin, (1, 0.01), None, ())] * 2, [()] * 2, ["f"] * 2, [0, 1])
@@ -32,6 +34,34 @@ def test_an_interpreter_that_ends_at_once_is_no_fault_of_the_task(monkeypatch: p
     why = r"no worker process could be started.*exit code 1 before it was ready"
     with Runtime(lane="processes", num_workers=1) as rt, pytest.raises(WorkerDied, match=why):
         rt.run(GRAPH)
+
+
+def refuse(*_: Any) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_no_thread_is_left_to_start_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(IoThread, "start", refuse)
+    with Runtime(lane="processes", num_workers=1) as rt:
+        with pytest.raises(WorkerDied, match=r"no worker process could be started.* not started: can't start new thre"):
+            rt.submit(testing.inc, 1).result(timeout=30)
+        with pytest.raises(WorkerDied, match=r"not started: can't start new thread"):
+            rt.run(GRAPH)
+        assert rt.run(GRAPH, lane="auto") == [1, 1]
+
+
+def test_no_thread_is_left_to_tell_that_the_scheduler_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runtime(lane="threads", num_workers=1) as rt:
+        future = rt.submit(testing.hold, tmp_path)
+        testing.wait_for_start(tmp_path)
+        monkeypatch.setattr(rt._engine._machine, "tasks", None)
+        monkeypatch.setattr("headrace.engine.start_aside", refuse)
+        with pytest.raises(InternalError, match="the scheduler broke"):
+            rt.run(GRAPH)
+        with pytest.raises(InternalError, match="the scheduler broke"):
+            future.result(timeout=30)
+        testing.let_go(tmp_path)
+        assert rt.submit(testing.inc, 1).result(timeout=30) == 2
 
 
 def test_lane_auto_does_without(capsys: Any) -> None:

@@ -151,7 +151,7 @@ class IoThread:
             self._host.post(WorkersIdled())
 
     def _launch(self, peer: Peer) -> None:
-        if self._closing:
+        if self._closing or peer.dead:  # given up before there was this thread
             return
         if not self._peers:
             self._next_tick_s = time.monotonic() + self._tick_s

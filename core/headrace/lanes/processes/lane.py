@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from headrace.config import Settings
+from headrace.errors import NOT_STARTED
 from headrace.lanes.processes import logged, warned, wire  # noqa: F401 - have their say in workers
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.io_thread import IoThread
@@ -27,6 +28,7 @@ from headrace.lanes.processes.peer import NOW, Order, Peer
 from headrace.lanes.processes.publications import Publications
 from headrace.lanes.processes.receiver import Receiver
 from headrace.lanes.processes.sender import Sender
+from headrace.sched.events import WorkerDied
 
 _MOST_OBITUARIES: Final = 1024
 
@@ -112,10 +114,19 @@ class ProcessLane:
     def flush(self) -> None:
         """Pickles and sends what was noted. Never waits for a worker; not to be called under the runtime's lock."""
         if self._peers:
-            self._io.start()
+            try:
+                self._io.start()
+            except RuntimeError as error:  # no thread is left for this process
+                self._give_up(error)
         for peer in list(self._peers.values()):
             if peer.outbox:
                 self._flush_peer(peer)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        for peer in list(self._peers.values()):
+            peer.dead = True
+            self._bury(peer, f"{NOT_STARTED}: {error}", 0)
+            self._host.post(WorkerDied(peer.number, None, peer.stopping))
 
     def _flush_peer(self, peer: Peer) -> bool:
         events, emptied = self._sender.drain(peer)
