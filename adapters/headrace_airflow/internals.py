@@ -189,7 +189,7 @@ def heartbeats() -> tuple[Callable[[str, str, str, int], str], float, float]:
         """Stock's client, which does not try again."""
 
         def request(self, *args: Any, **kwargs: Any) -> Any:
-            return httpx.Client.request(self, *args, **{"headers": {"content-type": "application/json"}, **kwargs})
+            return httpx.Client.request(self, *args, **{**kwargs, "headers": {"content-type": "application/json"}})
 
     clients: dict[str, Any] = {}
 

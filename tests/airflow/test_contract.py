@@ -277,6 +277,7 @@ class TestQuiet:
             ),
             timeout_s=60,
         )
+        assert not processes_of(airflow, f"headrace supervisor: {run.dag_id}.")
         (folder / "gate").touch()
         assert airflow.wait(run).state == "success"
         assert "the work has begun" in airflow.log(run, "work")

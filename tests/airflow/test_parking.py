@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
-from headrace_airflow import wire
+import pytest
+
+from headrace_airflow import internals, wire
 from headrace_airflow.internals import Refused
 from headrace_airflow.pulse import Pulse
 from headrace_airflow.wire import Channel, Message
@@ -113,3 +118,58 @@ def test_a_task_that_has_a_supervisor_again_has_no_heartbeat_here() -> None:
         count = sent.count("ti a")
         told(daemon)
         assert sent.count("ti a") == count
+
+
+class Server(BaseHTTPRequestHandler):
+    """An API server that answers as it is told to, and notes what it was asked."""
+
+    status = 204
+    asked: list[tuple[str, str, Any]]
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.asked.append((self.path, self.headers["content-type"], json.loads(body)))
+        self.send_response(self.status)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        if self.status != 204:
+            self.wfile.write(b'{"detail": "no"}')
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@contextmanager
+def server(answer: int) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
+    """Its URL, and what it is asked."""
+    asked: list[tuple[str, str, Any]] = []
+    with HTTPServer(("127.0.0.1", 0), type("Handler", (Server,), {"status": answer, "asked": asked})) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}/", asked
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def test_a_heartbeat_is_one_that_the_api_server_understands() -> None:
+    send, _, _ = internals.heartbeats()
+    with server(204) as (url, asked):
+        assert send(url, "token", "some-task", 7) == "token"
+    ((path, kind, body),) = asked
+    assert (path, kind, body["pid"]) == ("/task-instances/some-task/heartbeat", "application/json", 7)
+
+
+@pytest.mark.parametrize("answer", [404, 409, 410])
+def test_an_answer_that_is_about_the_task_is_a_refusal(answer: int) -> None:
+    send, _, _ = internals.heartbeats()
+    with server(answer) as (url, _), pytest.raises(Refused):
+        send(url, "token", "some-task", 7)
+
+
+def test_a_server_in_trouble_refuses_nothing() -> None:
+    from airflow.sdk.api.client import ServerResponseError
+
+    send, _, _ = internals.heartbeats()
+    with server(503) as (url, _), pytest.raises(ServerResponseError):
+        send(url, "token", "some-task", 7)
