@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, Final
@@ -20,9 +21,11 @@ _INSTALLED: Final = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib",
 
 
 class Reloads:
-    """What was loaded again, since this was made. For one thread at a time."""
+    """What was loaded again since this was made. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._looking = False
         self._imported = -1
         self._seen: set[str] = set()
         self._specs: dict[str, Any] = {}
@@ -30,22 +33,35 @@ class Reloads:
         self.names: list[str] = []
         """The modules, one after the other; may have some twice."""
 
-    def look(self) -> bool:
-        """Adds what was loaded again since the last look to ``names``; whether there was any."""
-        modules, before = sys.modules, len(self.names)
+    def look(self) -> None:
+        """Adds what was loaded again since the last look to ``names``."""
+        with self._lock:
+            if self._looking:  # a destructor sends something, which the garbage collector has called meanwhile
+                return
+            self._looking = True
+            try:
+                self._find_changes()
+                self._find_new()
+            finally:
+                self._looking = False
+
+    def _find_changes(self) -> None:
         for name, known in self._specs.items():
-            spec = _spec_of(modules.get(name))
+            spec = _spec_of(sys.modules.get(name))
             if spec is not known and spec is not None:
                 self._specs[name] = spec
                 self.names.append(name)
-        if self._imported != len(modules):
-            self._imported = len(modules)
-            for name in modules.keys() - self._seen:
-                spec = _spec_of(modules.get(name))
-                if not name.startswith(_NEVER) and _may_be_edited(getattr(spec, "origin", None)):
-                    self._specs[name] = spec
-                self._seen.add(name)
-        return len(self.names) > before
+
+    def _find_new(self) -> None:
+        modules = sys.modules
+        if self._imported == len(modules):
+            return
+        self._imported = len(modules)
+        for name in modules.keys() - self._seen:
+            spec = _spec_of(modules.get(name))
+            if not name.startswith(_NEVER) and _may_be_edited(getattr(spec, "origin", None)):
+                self._specs[name] = spec
+            self._seen.add(name)
 
 
 def load_again(names: Iterable[str]) -> None:

@@ -54,7 +54,6 @@ class Sender:
         self._small_bytes = small_bytes
         self._functions = Functions()
         self._reloads = Reloads()
-        self._looking = threading.Lock()
 
     def drain(self, peer: Peer) -> tuple[list[Event], bool]:
         """Sends what is in a worker's outbox. If another thread is at it, that thread sends also what is new.
@@ -92,9 +91,7 @@ class Sender:
 
     def _follow(self, peer: Peer, frame: _Frame) -> None:
         """The worker looks for files and modules where the owner does, and has the same environment and modules."""
-        with self._looking:
-            if self._reloads.look():
-                self._functions.forget()
+        self._reloads.look()
         directory = surroundings.directory()
         if peer.told != (sys.path, directory):
             path = [p for p in sys.path if type(p) is str]
@@ -110,6 +107,7 @@ class Sender:
         reloaded = self._reloads.names[peer.reloads :]
         if reloaded:
             peer.reloads += len(reloaded)
+            self._functions.forget()
             frame.order(wire.RELOAD, reloaded)
         oldest = self._functions.oldest
         forgotten = [number for number in peer.functions if number < oldest] if peer.oldest_function < oldest else ()
