@@ -34,7 +34,7 @@ def available_cores() -> int:
     """How many cores this process may use: its CPU affinity, capped by a cgroup v2 quota."""
     cores = len(os.sched_getaffinity(0))
     try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()
         return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no cgroup v2, or nothing that it would write

@@ -60,6 +60,11 @@ def test_command_line() -> None:
     assert run([sys.executable, "-c", PROGRAM]).splitlines() == [EXPECTED]
 
 
+def test_where_to_leave_out_an_encoding_is_an_error() -> None:
+    strict = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning"]
+    assert run([sys.executable, *strict, "-c", PROGRAM]).splitlines() == [EXPECTED]
+
+
 def test_standard_input() -> None:
     assert run([sys.executable, "-"], PROGRAM).splitlines() == [EXPECTED]
 

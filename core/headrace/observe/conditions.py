@@ -41,5 +41,5 @@ def describe_versions(packages: Iterable[str]) -> dict[str, str]:
 
 def _field(path: str, name: str) -> str:
     """The first value of this name in a file of lines ``name : value``."""
-    with open(path) as lines:
+    with open(path, encoding="utf-8") as lines:
         return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
