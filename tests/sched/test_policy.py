@@ -57,6 +57,13 @@ def test_one_bad_moment_is_not_waiting_for_the_gil() -> None:
     assert family.kind == FREE
 
 
+def test_tasks_that_keep_their_cores_busy_do_not_wait_for_one_another() -> None:
+    family = Family("f")
+    run_here(family, 2, 0.01)
+    run_here(family, 20, 0.01, share=0.75, width=1.6, solo=False)
+    assert family.kind == FREE
+
+
 def test_waiting_for_io_is_not_waiting_for_the_gil() -> None:
     family = Family("f")
     run_here(family, 2, 0.02, share=0.05)

@@ -38,6 +38,8 @@ LONG_RUNS, LONG_S = 2, 0.060
 task may be kept waiting once by a neighbour's memory, which the kernel has to find first."""
 ALIKE = 0.18
 """A family that was never seen alone waits for the GIL if its share of a core is that close to an equal one."""
+TOGETHER = 0.75
+"""Tasks that keep this share of as many cores busy as they are do not wait for one another, whatever each gets."""
 FORGET = 0.98
 """With each run here, a cost at a worker that speaks against moving shrinks by this factor: it may have been a bad
 moment, and every now and then a task is sent to find out."""
@@ -218,7 +220,7 @@ class Family:
         runs, wall = self.shared_runs, self.shared_wall
         if not ((runs >= SHORT_RUNS and wall > SHORT_S) or (runs >= LONG_RUNS and wall > LONG_S)):
             return FREE
-        share = self.shared_cpu / wall
+        share, cores = self.shared_cpu / wall, self.shared_all / wall
         if self.solo_wall > 0.0:
             starved = share < STARVED * self.solo_cpu / self.solo_wall
         else:
@@ -227,7 +229,8 @@ class Family:
             starved = abs(share - 1.0 / (neighbours + 1)) < ALIKE
         # While one waits for the GIL, its core is idle. If it is not, a library's own threads are at work, and what it
         # waits for is them (a second call into OpenBLAS waits for the first).
-        helped = self.shared_all / wall > neighbours + share
+        helped = cores > neighbours + share
+        starved = starved and (helped or cores < TOGETHER * (neighbours + 1))
         confirmed = starved and self.suspected
         self._forget_shared()
         self.suspected = starved
