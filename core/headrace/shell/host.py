@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from headrace import companions
+from headrace import companions, pandas_options  # noqa: F401 - so that workers follow these
 from headrace.companions import States
 from headrace.errors import MustStayHere
 from headrace.observe import timeline

@@ -1,0 +1,67 @@
+"""Has tasks in worker processes see pandas' options as tasks on threads see them: those of the process that computes.
+
+Some of them change results (``mode.string_storage``, ``future.infer_string``), not only how these are shown. This is
+pandas' companion (:mod:`headrace.companions`): a worker without pandas does not import it. Values that cannot be
+pickled stay behind.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import warnings
+from typing import Any
+
+from headrace import companions
+
+_last: tuple[dict[str, Any], bytes] = {}, b""
+"""In the owner: the options when they were last looked at, and the state that was made of them."""
+
+_told: dict[str, Any] = {}
+"""In a worker: the options that it was told last."""
+
+
+def _options() -> dict[str, Any]:
+    """Name → value; none where pandas is not imported. From pandas' own tables, since who asks its functions for an
+    option that is deprecated is warned."""
+    config = sys.modules.get("pandas._config.config")
+    found = {}
+    for name in tuple(getattr(config, "_registered_options", ())):
+        value = config._global_config  # type: ignore[union-attr]  # it has options, so it is there
+        for part in name.split("."):
+            value = value[part]
+        found[name] = value
+    return found
+
+
+def _state() -> bytes:
+    global _last
+    options = _options()
+    before, state = _last
+    if options != before:
+        state = pickle.dumps({name: value for name, value in options.items() if _is_sendable(value)})
+        _last = options, state
+    return state
+
+
+def _is_sendable(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # whatever its class raises
+        return False
+    return True
+
+
+def _apply(state: bytes) -> None:
+    global _told
+    own, now = _options(), pickle.loads(state) if state else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the program was warned when it set them
+        for name, value in now.items():
+            if name in own and _told.get(name, own[name]) != value:
+                sys.modules["pandas"].set_option(name, value)
+    _told = now
+
+
+companions.accompany("pandas", __name__)
+companions.share("pandas.options", _state, _apply)
