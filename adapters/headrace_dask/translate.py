@@ -11,13 +11,12 @@ graph (callbacks are told of every task, aliases included).
 from __future__ import annotations
 
 import functools
-import gc
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 from headrace.errors import BadKeyError, CycleError, MissingDependencyError, MissingKeyError
-from headrace.graph import Graph
+from headrace.graph import Graph, resting_collector
 from headrace.program import run_program, same
 from headrace_dask.compiling import Bulky, Compiled, Compiler, Ref
 from headrace_dask.internals import (
@@ -68,11 +67,7 @@ def translate(
     """
     walk = _Walk(dsk, values or {}, alias_tasks)
     number, outputs = walk.number, walk.graph.outputs
-    # Nothing but new tuples is made here, and none of it is garbage: the collector would only look at it again and
-    # again (half of the time of a graph of 10,000 tasks, and more than linear beyond).
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with resting_collector():
         for key in keys:
             try:
                 known = key in number
@@ -81,9 +76,6 @@ def translate(
             if not known:
                 walk.visit(key)
             outputs.append(number[key])
-    finally:
-        if collecting:
-            gc.enable()
     return walk.graph
 
 

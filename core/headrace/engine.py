@@ -27,7 +27,7 @@ from headrace import at_exit, config
 from headrace.background import start_aside
 from headrace.errors import ConfigError, InternalError, StreamError, raised_in
 from headrace.event_loops import hide_event_loop
-from headrace.graph import Graph
+from headrace.graph import Graph, resting_collector
 from headrace.observe import status, timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
@@ -266,7 +266,8 @@ class Engine:
         caller = event.caller
         assert caller is not None
         self._threads.enter(caller, job.mailbox)
-        item: Any = self._post(event, slot=caller)
+        with resting_collector():
+            item: Any = self._post(event, slot=caller)
         while True:
             if item is None:
                 item = job.kept.popleft() if job.kept else job.mailbox.get()

@@ -8,12 +8,31 @@ has begun before it opens something new, which keeps few intermediate results al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.errors import CycleError, MissingKeyError
 from headrace.task import Call
+
+
+@contextmanager
+def resting_collector() -> Iterator[None]:
+    """Has the garbage collector rest while a graph is taken in.
+
+    Nothing but new objects is made then, and none of it is garbage: they would be looked at again and again (half of
+    the time of translating 10,000 tasks, an eighth of all that the decision core does for 1,000,000, and more than
+    linear beyond).
+    """
+    collecting = gc.isenabled()
+    try:
+        gc.disable()
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @dataclass(slots=True)

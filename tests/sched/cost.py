@@ -14,6 +14,7 @@ import random
 from heapq import heappop, heappush
 from time import process_time
 
+from headrace.graph import resting_collector
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.sched.machine import Machine
@@ -116,7 +117,8 @@ def cost_us(size: int, workers: int, seed: int = 1) -> float:
     outputs = range(3, size, 4)
     families = [f"family-{i % 4}" for i in range(size)]
     gc.collect()
-    cluster.post(e.JobSubmitted(1, BASE, deps, families, outputs, (), (), "processes", workers, -1))
+    with resting_collector():  # as in ``Engine``
+        cluster.post(e.JobSubmitted(1, BASE, deps, families, outputs, (), (), "processes", workers, -1))
     cluster.run()
     assert cluster.finished
     assert not machine.tasks
