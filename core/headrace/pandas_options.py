@@ -24,10 +24,10 @@ _told: dict[str, Any] = {}
 def _options() -> dict[str, Any]:
     """Name → value; none where pandas is not imported. From pandas' own tables, since who asks its functions for an
     option that is deprecated is warned."""
-    config = sys.modules.get("pandas._config.config")
+    config: Any = sys.modules.get("pandas._config.config")
     found = {}
-    for name in tuple(getattr(config, "_registered_options", ())):
-        value = config._global_config  # type: ignore[union-attr]  # it has options, so it is there
+    for name in tuple(getattr(config, "_registered_options", {})):
+        value = config._global_config
         for part in name.split("."):
             value = value[part]
         found[name] = value
