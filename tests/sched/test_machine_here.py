@@ -42,9 +42,15 @@ def test_free_tasks_fill_the_pool_one_each() -> None:
 
 def test_the_caller_helps_with_what_is_over_soon() -> None:
     d = Driver()
-    d.know("f", FREE, 0.01)
+    d.know("f", FREE, 0.0005)
     assert d.submit([()] * 3, outputs=range(3)) == [here(CALLER, 100, quick=False), here(1, 101, quick=False)]
-    assert d(ran(CALLER, 100, wall_s=0.01)) == [here(CALLER, 102, quick=False)]
+    assert d(ran(CALLER, 100, wall_s=0.0005)) == [here(CALLER, 102, quick=False)]
+
+
+def test_the_caller_leaves_what_takes_longer_to_the_pool() -> None:
+    d = Driver()
+    d.know("f", FREE, 0.01)
+    assert d.submit([()] * 3, outputs=range(3)) == [here(1, 100, quick=False), here(2, 101, quick=False)]
 
 
 def test_brief_tasks_that_hold_the_gil_go_in_batches() -> None:
@@ -112,7 +118,7 @@ def test_many_that_hold_the_gil_have_workers_started() -> None:
     d = Driver()
     d.know("gil", HOLDS, 0.01)
     assert d.submit([()] * 90, families="gil", outputs=range(90)) == [
-        here(CALLER, 100, quick=False, measured=False),
+        here(1, 100, quick=False, measured=False),
         c.Launch((1,)),
     ]
     (run,) = d(e.WorkerStarted(1))

@@ -30,9 +30,10 @@ QUICK_BATCH, QUICK_BUDGET_S = 1024, 0.005
 STALLED_S, OUTLIER_S = 0.002, 0.02
 """A task of an unknown family that takes this long should not keep the others waiting, nor an outlier of a known
 one."""
-HELP_BELOW_S = 0.05
-"""The caller, too, runs tasks that take less: its thread's memory is warm, and nobody has to be woken. A longer one
-could keep it from hearing Ctrl-C: code in C is not interrupted."""
+HELP_BELOW_S = 0.001
+"""The caller, too, runs tasks that take less: nobody has to be woken. For longer ones that is nothing, and the main
+thread is a worse place for large memory: its allocator hands back what it may need again. It also has to hear Ctrl-C:
+code in C is not interrupted."""
 UNKNOWN_BATCH = 16
 """Long enough to make the bookkeeping cheap, short enough to give memory back and to change course."""
 
