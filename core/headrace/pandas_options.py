@@ -15,7 +15,7 @@ from typing import Any
 from headrace import companions
 
 _last: tuple[dict[str, Any], bytes] = {}, b""
-"""In the owner: the options when they were last looked at, and the state that was made of them."""
+"""In the owner: pandas' table of values when it was last looked at, and the state that was made of it."""
 
 _told: dict[str, Any] = {}
 """In a worker: the options that it was told last."""
@@ -36,12 +36,17 @@ def _options() -> dict[str, Any]:
 
 def _state() -> bytes:
     global _last
-    options = _options()
+    values = getattr(sys.modules.get("pandas._config.config"), "_global_config", {})
     before, state = _last
-    if options != before:
-        state = pickle.dumps({name: value for name, value in options.items() if _is_sendable(value)})
-        _last = options, state
+    if values != before:
+        before = _copied(values)  # first: what changes meanwhile is found the next time
+        state = pickle.dumps({name: value for name, value in _options().items() if _is_sendable(value)})
+        _last = before, state
     return state
+
+
+def _copied(section: dict[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if type(value) is dict else value for name, value in list(section.items())}
 
 
 def _is_sendable(value: object) -> bool:
