@@ -38,7 +38,7 @@ def test_who_sleeps_often_waits_for_the_gil_and_who_is_preempted_for_a_core(
 ) -> None:
     """With what the kernel said of tasks on a busy machine, and of tasks that shared the GIL with another thread."""
     queued_s = iter([0.0, TASK_S])
-    switches = iter([Switches(5, 5), Switches(7, 7), Switches(7 + asleep, 7 + preempted)])
+    switches = iter([Switches(7, 7), Switches(7 + asleep, 7 + preempted)])
     monkeypatch.setattr(slots, "schedstat_s", lambda thread: (0.0, next(queued_s)))
     monkeypatch.setattr(slots, "getrusage", lambda who: next(switches))
     slots.queued_s()  # what came before the task is not its own

@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from resource import RUSAGE_THREAD, getrusage, struct_rusage
+from resource import RUSAGE_THREAD, getrusage
 from time import perf_counter, process_time, thread_time
 from typing import Any, NamedTuple, Protocol
 
@@ -153,7 +153,7 @@ def run_batch(
     measured = batch.measured
     spans = batch.spans
     cpu = width = -1.0
-    switches = getrusage(RUSAGE_THREAD)
+    preempted = 0
     start = perf_counter()
     deadline = start + budget_s
     while pending:
@@ -176,7 +176,7 @@ def run_batch(
             if job.streams:
                 fn, args = job.stage(task, fn, args)
             if measured:
-                switches = getrusage(RUSAGE_THREAD)
+                preempted = preemptions()
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
         except BaseException as error:  # a task may raise anything, SystemExit included
@@ -189,7 +189,7 @@ def run_batch(
         if measured:
             wall, cpu = end - start, thread_time() - cpu
             width = (process_time() - width) / wall if wall > 0.0 else 1.0
-            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and _was_preempted(switches):
+            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and preemptions() > preempted:
                 # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
                 queued = queued_s()
                 end = perf_counter()
@@ -207,12 +207,13 @@ def run_batch(
     return None
 
 
-def _was_preempted(before: struct_rusage) -> bool:
-    """Whether this thread was sent away from its core more often than it went to sleep. Who waits for the GIL sleeps:
-    tens of times in ten milliseconds, and may stand in the run queue afterwards, behind the thread that woke it.
+def preemptions() -> int:
+    """How much more often this thread was sent away from its core than it went to sleep, since it began. Who waits for
+    the GIL sleeps: tens of times in ten milliseconds, and may stand in the run queue afterwards, behind the thread that
+    woke it.
     """
-    now = getrusage(RUSAGE_THREAD)
-    return now.ru_nivcsw - before.ru_nivcsw > now.ru_nvcsw - before.ru_nvcsw
+    usage = getrusage(RUSAGE_THREAD)
+    return usage.ru_nivcsw - usage.ru_nvcsw
 
 
 def queued_s() -> float:
