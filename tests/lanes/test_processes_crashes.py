@@ -299,13 +299,21 @@ def is_stopped(pid: int) -> bool:
 
 
 START_A_CHILD = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # until it is killed
 with open({0!r} + ".new", "w") as file:
     file.write(str(child.pid))
-__import__("os").rename({0!r} + ".new", {0!r})
+os.rename({0!r} + ".new", {0!r})
 child.wait()
 """
+
+
+def owner_of_a_child(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process], psutil.Process]:
+    """As ``owner``, and what a task there has started."""
+    pid = tmp_path / "pid"
+    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(pid))!r},)", end="time.sleep(60)")
+    t.wait_until(pid.exists)
+    return process, workers, psutil.Process(int(pid.read_text()))
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -345,9 +353,7 @@ def test_workers_are_gone_even_if_a_forked_child_of_the_owner_lives_on(tmp_path:
 
 
 def test_what_tasks_have_started_does_not_outlive_the_owner(tmp_path: Path) -> None:
-    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(tmp_path / 'pid'))!r},)", "time.sleep(60)")
-    t.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    process, workers, child = owner_of_a_child(tmp_path)
     process.kill()
     t.wait_until(lambda: gone([*workers, child]), "the end of all", timeout_s=1.0)
     process.communicate()
@@ -356,9 +362,7 @@ def test_what_tasks_have_started_does_not_outlive_the_owner(tmp_path: Path) -> N
 def test_what_tasks_have_started_does_not_outlive_the_owner_though_the_worker_dies_first(tmp_path: Path) -> None:
     """The kernel ends the owner's threads before it closes its files, and a worker ends with the thread that started
     it."""
-    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(tmp_path / 'pid'))!r},)", "time.sleep(60)")
-    t.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    process, workers, child = owner_of_a_child(tmp_path)
     try:
         process.send_signal(signal.SIGSTOP)  # it shall not see the death of its workers
         t.wait_until(lambda: is_stopped(process.pid))
