@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from headrace_airflow.bench.airflow import RealAirflow
 from headrace_airflow.bench.client import DagRun
 from headrace_airflow.bench.databases import Database, Postgres
-from headrace_airflow.bench.processes import Family, command_line, pss_bytes
+from headrace_airflow.bench.processes import command_line, pss_bytes
 from headrace_airflow.bench.records import Cell
 from headrace_airflow.bench.workloads import Workload
 
@@ -74,7 +73,7 @@ def _memory(airflow: RealAirflow, workload: Workload, cell: Cell) -> str:
         return states.count("running") == workload.tasks
 
     airflow.wait_until(all_run, f"{workload.tasks} tasks running", workload.limit_s, every_s=1.0)
-    pss = _resting_bytes(airflow.family)
+    pss = _resting_bytes(airflow, workload.limit_s)
     pids = airflow.family.pids()
     file.touch()
     succeed(airflow, airflow.wait(run, timeout_s=workload.limit_s))
@@ -83,15 +82,16 @@ def _memory(airflow: RealAirflow, workload: Workload, cell: Cell) -> str:
     return f"{len(pids)} processes, {pss / 1e6:,.0f} MB"
 
 
-def _resting_bytes(family: Family) -> int:
+def _resting_bytes(airflow: RealAirflow, limit_s: float) -> int:
     """Memory of all when tasks have started, and what was needed only for that has been given back."""
-    before = family.pss_bytes()
-    while True:
-        time.sleep(_REST_S)
-        now = family.pss_bytes()
-        if abs(now - before) <= _AT_REST * before:
-            return now
-        before = now
+    seen: list[int] = []
+
+    def rests() -> bool:
+        seen.append(airflow.family.pss_bytes())
+        return len(seen) > 1 and abs(seen[-1] - seen[-2]) <= _AT_REST * seen[-2]
+
+    airflow.wait_until(rests, "memory at rest", limit_s, every_s=_REST_S)
+    return seen[-1]
 
 
 def _many(airflow: RealAirflow, databases: Database, workload: Workload, cell: Cell) -> str:
