@@ -37,11 +37,8 @@ from headrace_dask.splitting import cuts, parts_of
 
 _OPEN = -1
 _MISSING: Any = object()
-
-
-def _alias(value: Any) -> Any:
-    """Stands for an alias where a compiled call has its function."""
-    raise NotImplementedError("an alias is no task, and is never called")
+_ALIAS: Any = object()
+"""Stands where a compiled call has its function, if what it stands for is no task: a key that is another one."""
 
 
 def translate(
@@ -155,7 +152,7 @@ class _Walk:
     def _alias(self, key: Hashable, target: Hashable, stack: list[Any]) -> Compiled:
         if target == key:  # dask drops such a node, so that nothing makes the key
             raise _missing(key, stack[-1][0] if stack else _MISSING)
-        return same if self._alias_tasks else _alias, (None,), None, [(0, target)], False
+        return same if self._alias_tasks else _ALIAS, (None,), None, [(0, target)], False
 
     def _literal(self, key: Hashable, value: Any) -> Compiled | None:
         """Numbers a key whose value is known. Nothing is left to be compiled: always None."""
@@ -181,7 +178,7 @@ class _Walk:
             if len(refs) == 1 and type(refs[0][1]) is not list:
                 position, dep = refs[0]
                 at = number[dep]
-                if fn is _alias:
+                if fn is _ALIAS:
                     number[key] = at
                     return
                 holes = ((position, at),)
