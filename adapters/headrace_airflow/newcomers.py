@@ -12,6 +12,7 @@ from typing import Final
 
 _EVERY_S: Final = 0.2
 _REST: Final = 9.0
+"""For so many times as long as a look has taken there is no other one: a tenth of the time is spent on it."""
 
 
 class Newcomers:

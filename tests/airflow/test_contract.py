@@ -289,7 +289,7 @@ class TestQuiet:
             return path.read_text() if path.exists() else ""
 
         if "ksm_merge_any" not in said_of(os.getpid()):
-            pytest.skip("this kernel does not say")
+            pytest.skip("this kernel does not say whose pages it may merge (before Linux 6.10)")
         assert "ksm_merge_any: yes" in said_of(quiet[1])
         assert "ksm_merge_any: no" in said_of(pulse_of(airflow).pid)
 

@@ -20,7 +20,7 @@ from headrace.testing import wait_until
 def slowly(n: int, step_s: float = 0.01) -> Iterator[int]:
     """Goes on for as long as a process needs to start."""
     for number in range(n):
-        time.sleep(step_s)
+        time.sleep(step_s)  # the work of a step: a stage that waits for something outside
         yield number
 
 

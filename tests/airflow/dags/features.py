@@ -119,7 +119,7 @@ def features():
 
     @task(execution_timeout=timedelta(seconds=0.3), on_failure_callback=lambda c: note(c, "failure"))
     def times_out():
-        time.sleep(60)
+        time.sleep(60)  # longer than it may take
 
     timed_out = times_out()
     timed_out >> EmptyOperator(task_id="upstream_fails")

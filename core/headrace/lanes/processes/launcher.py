@@ -163,5 +163,5 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
 def _interpreter_flags() -> list[str]:
     """Those that another interpreter needs to be like this one."""
     # The standard library's own, as multiprocessing uses it: -W, -X, -O, -E and so on as this process was given them.
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # typeshed leaves it out
     return flags
