@@ -8,9 +8,10 @@ Every submission has an id of its own: the external executor id that the schedul
 may have two submissions for a moment (a deferred task that resumes before its first process is gone), never two with
 one id.
 
-Nothing here waits, with one exception: when there is nothing else to do, ``sync`` waits up to the time that the
-scheduler would have slept anyway, and returns at once when a task has ended or a run was asked for. That is what closes
-the gap between a task and its successor, and between a run and its first task.
+Nothing here waits for a task, with one exception: when there is nothing else to do, ``sync`` waits up to the time that
+the scheduler would have slept anyway, and returns at once when a task has ended or a run was asked for. That is what
+closes the gap between a task and its successor, and between a run and its first task. For the daemon ``start`` waits
+until it listens, and an adoption for its answer; ``end`` waits for all that runs. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow.configuration import conf
-from airflow.executors.base_executor import PARALLELISM, BaseExecutor
+from airflow.executors.base_executor import BaseExecutor
 from airflow.utils.state import TaskInstanceState
 
 from headrace.errors import ConfigError
@@ -74,9 +75,7 @@ class HeadraceExecutor(BaseExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not hasattr(self, "conf"):  # before multi-team
-            self.conf = conf
-        self.settings = settings.resolve(_section(self.conf), getattr(self, "parallelism", PARALLELISM))
+        self.settings = settings.resolve(_section(self.conf), self.parallelism)
         self._place: Path | None = None
         self._daemon: Channel | None = None
         self._keys: dict[str, Any] = {}
@@ -106,8 +105,7 @@ class HeadraceExecutor(BaseExecutor):
             from airflow.configuration import AIRFLOW_HOME
 
             database = conf.get_mandatory_value("database", "sql_alchemy_conn")
-            team = getattr(self, "team_name", None)
-            self._place = places.folder(AIRFLOW_HOME, database, team, self.settings.directory)
+            self._place = places.folder(AIRFLOW_HOME, database, self.team_name, self.settings.directory)
         return self._place
 
     @property
@@ -155,12 +153,10 @@ class HeadraceExecutor(BaseExecutor):
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
-            key = workload.key if hasattr(workload, "key") else workload.ti.key  # before 3.2
-            (
-                self.queued_tasks.pop(key, None)
-                or getattr(self, "queued_callbacks", {}).pop(key, None)
-                or getattr(self, "queued_connection_tests", {}).pop(key, None)
-            )
+            key = workload.key if hasattr(workload, "key") else workload.ti.key  # before 3.3
+            connection_tests = getattr(self, "queued_connection_tests", {})  # from 3.3
+            for queue in (self.queued_tasks, self.queued_callbacks, connection_tests):
+                queue.pop(key, None)
             self.running.add(key)
             try:
                 self._submit(key, workload)
@@ -205,18 +201,15 @@ class HeadraceExecutor(BaseExecutor):
         woken = self._take_events()
         if self._may_wait():
             gather_s = max(_GATHER_S, _GATHER_LOOPS * loop_s)
-            woken = self._gather(now, woken, min(self._idle_sleep_s, gather_s if submitted else 1.0), gather_s)
+            self._gather(now, woken, min(self._idle_sleep_s, gather_s if submitted else 1.0), gather_s)
+            woken = True  # also when nothing has happened: the loop has slept here
         if woken and self._may_close_gap():
             self._keep_awake()
         self._tell(*self._ends.due(at_once=not self._keys))
         self._synced_at = time.monotonic()
 
-    def _gather(self, start: float, woken: bool, longest_s: float, gather_s: float) -> bool:
-        """Waits until the scheduler should look: there is news and a task could start, or enough time has passed.
-
-        Returns:
-            true: also when nothing has happened, because the loop has slept here.
-        """
+    def _gather(self, start: float, woken: bool, longest_s: float, gather_s: float) -> None:
+        """Waits until the scheduler should look: there is news and a task could start, or enough time has passed."""
         while self._has_reason_to_wait() and not (woken and self._has_room()):
             left_s = start + (gather_s if woken else longest_s) - time.monotonic()
             if left_s <= 0:
@@ -224,7 +217,6 @@ class HeadraceExecutor(BaseExecutor):
             self._wait(min(left_s, self._runs.every_s))
             woken |= self._take_events()
             woken = woken or self._runs.have_come()
-        return True
 
     def _has_reason_to_wait(self) -> bool:
         return self._daemon is not None and (bool(self._keys) or self._waits_for_runs)
@@ -281,17 +273,12 @@ class HeadraceExecutor(BaseExecutor):
     def _finish(self, submission: str, key: Any, message: Message) -> None:
         del self._keys[submission]
         self._unstarted.pop(submission, None)
-        if message.get("dropped"):
-            if self._active.get(key) == submission:
-                del self._active[key]
-                self.running.discard(key)
-            return
-        state = _ended_state(key, bool(message["ok"]))
-        latest = self._active.get(key) == submission
-        if latest:
+        if self._active.get(key) == submission:
             del self._active[key]
             self.running.discard(key)
-        end = End(key, state, message.get("info"))
+        if message.get("dropped"):
+            return
+        end = End(key, _ended_state(key, bool(message["ok"])), message.get("info"))
         if self._ends.may_wait(submission) and message["ok"]:
             self._ends.add(end)
         else:  # after those that came before: of two tries of one task the scheduler takes the one told last
@@ -416,7 +403,7 @@ class HeadraceExecutor(BaseExecutor):
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
-        """``airflow headrace status | drain | resume | evict``."""
+        """``airflow headrace ...``: see ``commands``."""
         from headrace_airflow import commands
 
         return commands.commands()
@@ -449,10 +436,11 @@ def _store() -> str:
 def _server(configuration: Any) -> str:
     try:
         from airflow.executors.base_executor import get_execution_api_server_url
-    except ImportError:  # before 3.2
-        base = conf.get("api", "base_url", fallback="/")
+    except ImportError:  # before 3.3
+        base = configuration.get("api", "base_url", fallback="/")
         base = f"http://localhost:8080{base}" if base.startswith("/") else base
-        return str(conf.get("core", "execution_api_server_url", fallback=f"{base.rstrip('/')}/execution/"))
+        url = configuration.get("core", "execution_api_server_url", fallback=f"{base.rstrip('/')}/execution/")
+        return str(url)
     return str(get_execution_api_server_url(configuration))
 
 

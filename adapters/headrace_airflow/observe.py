@@ -77,13 +77,12 @@ def _executors() -> list[HeadraceExecutor]:
 
 
 def _daemon(executor: HeadraceExecutor) -> Daemon:
-    team = getattr(executor, "team_name", None)  # before multi-team
     try:
         channel = client.connect(executor.place, "observer", _TIMEOUT_S)
     except (ConfigError, PermissionError):
-        return Daemon(team, "foreign", None)
+        return Daemon(executor.team_name, "foreign", None)
     if channel is None:
-        return Daemon(team, "silent" if client.running(executor.place) else "absent", None)
+        return Daemon(executor.team_name, "silent" if client.running(executor.place) else "absent", None)
     with contextlib.closing(channel):
         status = client.ask(channel, {"t": "status"}, _TIMEOUT_S)
-    return Daemon(team, "running" if status else "silent", status)
+    return Daemon(executor.team_name, "running" if status else "silent", status)

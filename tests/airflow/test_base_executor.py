@@ -21,7 +21,7 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from headrace_airflow import HeadraceExecutor, internals, wire
-from headrace_airflow.executor import _environment
+from headrace_airflow.executor import _environment, _server
 
 OURS = {"log_file", "place", "settings"}
 """The public names that Airflow's executors do not have."""
@@ -273,3 +273,20 @@ class TestPatience:
     def test_is_as_it_was_asked_for(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         monkeypatch.setenv(name, value)
         assert self.told() == [value if known == name else None for known in self.NAMES]
+
+
+class TestApiServer:
+    """Its URL, which a team may have of its own: what is asked is the executor's configuration."""
+
+    @pytest.mark.parametrize(
+        ("options", "url"),
+        [
+            ({}, "http://localhost:8080/execution/"),
+            ({"base_url": "http://host/ui/"}, "http://host/ui/execution/"),
+            ({"base_url": "http://host", "execution_api_server_url": "http://team/"}, "http://team/"),
+        ],
+        ids=["default", "base", "own"],
+    )
+    def test_is_the_teams(self, options: dict[str, str], url: str) -> None:
+        team = SimpleNamespace(get=lambda section, name, fallback: options.get(name, fallback))
+        assert _server(team) == url
