@@ -164,7 +164,7 @@ class _Forked(stock.WatchedSubprocess):
     @classmethod
     def _fork(cls) -> tuple[ForkedElsewhere, list[socket]]:
         theirs, ours = zip(*(socketpair() for _ in range(4)), strict=True)
-        cls.zygote.send({**cls.request}, [end.fileno() for end in theirs])
+        cls.zygote.send(cls.request, [end.fileno() for end in theirs])
         answer = cls.zygote.wait()
         for end in theirs:
             end.close()
@@ -346,17 +346,17 @@ def run(workload: Any, server: str, zygote: Channel, daemon: Channel, resumed: R
     _Forked.zygote, _Forked.daemon, _Forked.request, _Forked.resumed = zygote, daemon, {"t": "fork"}, resumed
     kind = type(workload).__name__
     if kind == "ExecuteTask":
-        code = _run_task(workload, resumed.record["token"] if resumed else workload.token, server)
-        return {"ok": True, "code": int(code)}
+        _run_task(workload, resumed.record["token"] if resumed else workload.token, server)
+        return {"ok": True}
     from airflow.executors.base_executor import BaseExecutor
 
     if kind == "ExecuteCallback":
         _take_callback(workload)
     BaseExecutor.run_workload(workload, server=server)
-    return {"ok": True, "code": 0}
+    return {"ok": True}
 
 
-def _run_task(workload: Any, token: str, server: str) -> int:
+def _run_task(workload: Any, token: str, server: str) -> None:
     arguments: dict[str, Any] = {
         "ti": workload.ti,
         "bundle_info": workload.bundle_info,
@@ -370,7 +370,7 @@ def _run_task(workload: Any, token: str, server: str) -> int:
     _coordinate(workload.ti.queue or "default")
     supervise = getattr(stock, "supervise_task", None) or stock.supervise
     try:
-        return int(supervise(**arguments))
+        supervise(**arguments)
     except NotStarted:
         raise
     except Exception as error:

@@ -37,13 +37,25 @@ _NO_DATABASE: Final = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////airflo
 
 
 def connect(place: Path, role: str, timeout_s: float = 5.0) -> Channel | None:
-    """A connection to the daemon of a folder, or ``None``: there is none, or it is just ending."""
+    """A connection to the daemon of a folder; ``None``: there is none, or it is just ending, or another user's.
+
+    Args:
+        place: the daemon's folder.
+        role: who asks; a daemon stays as long as a ``scheduler`` is connected, all others are alike to it.
+        timeout_s: how long to wait for its answer.
+
+    Raises:
+        PermissionError: the folder is another user's.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(os.fspath(places.socket_path(place)))
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
+    except BaseException:
+        sock.close()
+        raise
     if wire.peer_uid(sock) != os.getuid():
         sock.close()
         return None
@@ -56,7 +68,7 @@ def connect(place: Path, role: str, timeout_s: float = 5.0) -> Channel | None:
 
 
 def ask(channel: Channel, message: Message, timeout_s: float = 5.0) -> Message | None:
-    """Sends a message and waits for its answer, on a connection that nothing else uses."""
+    """Sends a message and waits for its answer, on a connection that nothing else uses; ``None``: none came."""
     channel.send(message)
     answer = channel.wait(timeout_s)
     return None if answer is None else answer[0]
@@ -126,6 +138,11 @@ def connect_or_launch(
     store: str = "",
 ) -> Channel:
     """A connection to the folder's daemon, which is started if there is none. Blocks until it listens.
+
+    Args:
+        place: as for ``connect``, like ``role``.
+        settings: as for ``launch``, like all that is not named here.
+        timeout_s: how long all of it may take.
 
     Raises:
         TimeoutError: no daemon came up; its log says why.

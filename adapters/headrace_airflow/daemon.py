@@ -38,7 +38,6 @@ from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Channel, Message
 from headrace_airflow.zygotes import Zygotes
 
-PROTOCOL: Final = 1
 _EAGER_TICK_S: Final = 0.25
 _TICK_S: Final = 1.0
 _LAZY_TICK_S: Final = 15.0
@@ -187,7 +186,7 @@ class Daemon:
         match message.get("t"):
             case "hello":
                 self._clients[client] = message["role"]
-                client.send({"t": "welcome", "protocol": PROTOCOL, "pid": os.getpid()})
+                client.send({"t": "welcome"})
             case "submit":
                 self._submit(client, message)
             case "revoke":
@@ -241,13 +240,13 @@ class Daemon:
         return len(held)
 
     def _status(self) -> Message:
-        s = self._settings
+        limits = self._settings
         total_bytes, free_bytes = load.memory_bytes()
         return {
             "pid": os.getpid(),
             "since": self._started,
             "drained": self._machine.drained,
-            "limits": {"cpus": s.cpus, "memory_bytes": s.memory_bytes, "tasks": s.tasks},
+            "limits": {"cpus": limits.cpus, "memory_bytes": limits.memory_bytes, "tasks": limits.tasks},
             "schedulers": sum(role == "scheduler" for role in self._clients.values()),
             "memory": {"total_bytes": total_bytes, "free_bytes": free_bytes},
             "supervisors": [{"pid": s.child.pid, "task": s.task} for s in self._supervisors],

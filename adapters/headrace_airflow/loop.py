@@ -28,6 +28,7 @@ class Loop:
         self._selector.register(fileobj, selectors.EVENT_READ, ready)
 
     def unwatch(self, fileobj: Any) -> None:
+        """Ends what ``watch`` began; ``fileobj`` must still be open."""
         self._selector.unregister(fileobj)
 
     def listen(self, channel: Channel, hear: Callable[[Message], None], gone: Callable[[], None]) -> None:

@@ -115,7 +115,10 @@ class Channel:
         return found
 
     def wait(self, timeout_s: float | None = None) -> tuple[Message, list[int]] | None:
-        """Blocks for one message; others are left to ``receive``. ``None``: the peer is gone, or the time is over."""
+        """Blocks for one message; others are left to ``receive``.
+
+        ``None``: the peer is gone, or has sent nothing for ``timeout_s``.
+        """
         while True:
             if found := self.receive():
                 first, *self._early = found
@@ -129,7 +132,7 @@ class Channel:
             self.flush()
 
     def drain(self, timeout_s: float) -> None:
-        """Blocks until all is sent, the peer is gone, or for so long."""
+        """Blocks until all is sent, the peer is gone, or has taken nothing for ``timeout_s``."""
         while self._unsent and not self.closed:
             poll = select.poll()
             poll.register(self, select.POLLOUT)
