@@ -106,6 +106,12 @@ def test_a_damaged_copy_is_an_error_that_says_so(settings: StoreSettings, client
         get(client, record)
 
 
+def test_a_value_that_is_shorter_than_its_reference_says_is_lost(client: StoreClient) -> None:
+    record = put(client, bytearray(MIB))
+    with pytest.raises(LostValueError, match=rf"of {4 * MIB} bytes.*Clear task 'task'"):
+        get(client, {**record, "bytes": 4 * MIB})
+
+
 def test_a_reference_to_a_strange_place_is_not_followed(settings: StoreSettings, client: StoreClient) -> None:
     record = put(client, "value")
     client.ask("flush")

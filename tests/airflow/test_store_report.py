@@ -40,6 +40,11 @@ def test_a_table_says_what_is_held_and_what_is_wrong() -> None:
     assert lines[3].split()[:5] == ["dag", "run_1", "1", "1.0", "MiB"]
 
 
+def test_copies_that_failed_for_several_reasons_are_counted_once() -> None:
+    lines = render({**STATUS, "failed": 3, "reasons": ["this", "that"]}, []).splitlines()
+    assert lines[1:] == ["3 copies could not be made: this; that"]
+
+
 def test_an_empty_store_has_no_table() -> None:
     assert len(render({**STATUS, "reasons": []}, []).splitlines()) == 1
     assert render(None, []) == "No store service is at work on this node: nothing is in memory."

@@ -1,8 +1,8 @@
 """What tasks call: puts values into the node's store and reads them from it. Thread-safe; a forked child has its own.
 
-A service is found, or started on first need. If it goes away during a request, the request is made once more, from the
-start, to a new one. A user who may not enter the service's folder writes and reads durable copies directly: slower, but
-right.
+A service is found, or started on first need. If it goes away during a request, the request is made again, from the
+start, to a new one: three times at most. A user who may not enter the service's folder writes and reads durable copies
+directly: slower, but right. Every call blocks until it is answered.
 """
 
 from __future__ import annotations
@@ -154,12 +154,11 @@ class StoreClient:
             whole = min(size, -(-length // mmap.PAGESIZE) * mmap.PAGESIZE)
             report = functools.partial(self._closed.append, record["id"])
             (view,) = self._atlas.map(place, 0, whole, [whole], report)
-        finally:
-            self._atlas.detach(place)
-        try:
             return image.split(view)
         except image.BadImageError as error:
             raise LostValueError(_lost(record, str(error))) from error
+        finally:
+            self._atlas.detach(place)
 
     def _put_directly(self, record: Record, parts: Sequence[memoryview], size: int) -> Record:
         info = {key: record[key] for key in ("id", "slot", "type", "shape")}
@@ -175,7 +174,7 @@ class StoreClient:
         local = storage.local_path(record["url"]) is not None
         target = None if local else segments.create(int(record["bytes"]) + storage.MOST_EXTRA_BYTES)
         try:
-            fd, _ = storage.read(record["url"], self.settings.storage_options, record["id"], target)
+            fd = storage.read(record["url"], self.settings.storage_options, record["id"], target)
         except BaseException as error:
             if target is not None:
                 os.close(target)

@@ -80,7 +80,8 @@ class Helper:
             storage.erase(message["url"], options)
             return {}
         if message["do"] == "sweep":
-            return {"removed": storage.sweep(self._settings.url, options, message["ttl_s"], message["keep"])}
+            storage.sweep(self._settings.url, options, message["ttl_s"], message["keep"])
+            return {}
         if message["do"] == "spill":
             given.append(segments.spill_file(self._settings.spill, message["size"]))
             os.pwrite(given[0], b64decode(message.get("data", "")), 0)
@@ -95,14 +96,14 @@ class Helper:
             given.append(segments.spill_file(self._settings.spill, room) if spilled else segments.create(room))
         target = given[0] if given else None
         try:
-            fd, size = storage.read(url, self._settings.storage_options, id, target)
+            fd = storage.read(url, self._settings.storage_options, id, target)
         except FileNotFoundError:
             if not self._earlier_writers_end(message["writer"]):
                 raise
-            fd, size = storage.read(url, self._settings.storage_options, id, target)
+            fd = storage.read(url, self._settings.storage_options, id, target)
         if fd is not None:
             given.append(fd)
-        return {"size": size}
+        return {}
 
     def _earlier_writers_end(self, current: str) -> bool:
         """Waits for writers that an earlier service left at work; says whether there was any."""

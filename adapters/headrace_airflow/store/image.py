@@ -89,8 +89,15 @@ def footer_bytes(tail: bytes) -> int:
 
 
 def read_footer(end: bytes) -> dict[str, Any]:
-    """The footer, from as many bytes of the file's end as ``footer_bytes`` says."""
-    info = json.loads(end[:-TAIL_BYTES])
+    """The footer, from as many bytes of the file's end as ``footer_bytes`` says.
+
+    Raises:
+        BadImageError: these bytes are none.
+    """
+    try:
+        info = json.loads(end[:-TAIL_BYTES])
+    except ValueError:
+        info = None
     if not isinstance(info, dict):
-        raise BadImageError("the footer is not an object")
+        raise BadImageError("the footer is not a JSON object")
     return info

@@ -6,11 +6,11 @@ job       says                                    answered with
 write     url, size, info; data or a descriptor   nothing more: the copy is there
 erase     url                                     nothing more: there is no copy
 read      url, id, size, place, writer            the descriptor of a file that begins with the image
-sweep     ttl_s; keep: runs that are in use       removed: number of files
+sweep     ttl_s; keep: runs that are in use       nothing more: what is too old is gone
 spill     size; data: what to write into it       the descriptor of a file without a name
 ========  ======================================  ===========================================================
 
-Any answer may be ``error`` (text) instead. Jobs are sent at once, so that the process has them even if the service is
+Any answer may be ``error`` (text) and ``missing`` (whether that is because there is no copy) instead. Jobs are sent at once, so that the process has them even if the service is
 killed the next moment.
 """
 

@@ -52,7 +52,8 @@ def render(status: Mapping[str, Any] | None, runs: list[RunUsage]) -> str:
             f"{readable_size(status['budget_bytes'])} in memory, {readable_size(status['spilled_bytes'])} in files, "
             f"{status['objects']} values; durable copies in {status['url']}"
         ]
-        lines += [f"{status['failed']} copies could not be made: {reason}" for reason in status["reasons"]]
+        if status["reasons"]:
+            lines.append(f"{status['failed']} copies could not be made: {'; '.join(status['reasons'])}")
     rows = [("DAG", "run", "values", "in memory", "in files", "copied", "not copied", "being read")]
     rows += [
         (

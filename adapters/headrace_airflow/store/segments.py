@@ -24,7 +24,7 @@ from headrace_airflow.store import image
 
 _MFD_NOEXEC_SEAL: Final = 0x8
 _FIT: Final = 1.25
-"""A segment is used again for values down to this fraction of it."""
+"""A segment is used again if it is at most so many times as large as the value."""
 
 _LEAST_REUSED: Final = 1 << 20
 _POPULATE_STEP: Final = 64 << 20

@@ -4,8 +4,9 @@ A loop of its own (``python -m headrace_airflow.store_service``) or somebody els
 readable when ``handle()`` should be called, which should also happen after ``timeout_s()`` seconds; a host that ends
 calls ``finish()``. A host must not fork without exec: children would keep the lock and the memory.
 
-Requests are JSON objects with ``op``; a client waits for the answer, one object with ``ok`` or ``error``, before it
-asks again:
+Requests are JSON objects with ``op``; a client waits for the answer before it asks again. That is one object with
+``ok`` and what stands here; if ``ok`` is false, with ``error`` (text) and its ``kind`` instead (see ``Refusal``; or
+``failed``):
 
 =========  ===========================================  ==============================================================
 op         says                                         answered with
@@ -68,6 +69,8 @@ class StoreService:
 
     Raises:
         StoreUnreachableError: another service of this node is at work.
+        ForeignStoreError: the folder is another user's.
+        OSError: it cannot be made.
     """
 
     def __init__(self, settings: StoreSettings, *, ends_when_idle: bool = False) -> None:
@@ -313,7 +316,7 @@ class StoreService:
         if self._flushes and not self._contents.busy:
             waiting, self._flushes = self._flushes, []
             for client in waiting:
-                self._send(client, {"failed": self.status()["failed"]})
+                self._send(client, {})
 
     def _end(self, client: _Client, message: Message) -> Message:
         self.begin_end()

@@ -72,17 +72,17 @@ def write(url: str, options: dict[str, Any], source: int | bytes, size_bytes: in
         fs.mv(target, where)
 
 
-def read(url: str, options: dict[str, Any], id: str, target: int | None) -> tuple[int | None, int]:
+def read(url: str, options: dict[str, Any], id: str, target: int | None) -> int | None:
     """Brings a durable copy back, and verifies it.
 
     Args:
         url: where it is.
         options: for fsspec.
         id: of the object that it must be.
-        target: a descriptor to write the image to; for a local file it is not touched.
+        target: a descriptor to write the whole copy to; for a local file it is not touched.
 
     Returns:
-        For a local file its own descriptor, else ``None``; and the length of the image.
+        For a local file its own descriptor, else ``None``. The file begins with the image; the footer is behind it.
 
     Raises:
         FileNotFoundError: there is none.
@@ -93,10 +93,10 @@ def read(url: str, options: dict[str, Any], id: str, target: int | None) -> tupl
     if path is not None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = _verify(fd, id, os.fstat(fd).st_size)
+            _verify(fd, id, os.fstat(fd).st_size)
             with contextlib.suppress(OSError):
                 os.utime(path)  # for ``sweep``: its run is in use
-            return fd, size
+            return fd
         except BaseException:
             os.close(fd)
             raise
@@ -108,7 +108,8 @@ def read(url: str, options: dict[str, Any], id: str, target: int | None) -> tupl
         while chunk := file.read(_CHUNK):
             _write_all(target, chunk, done)
             done += len(chunk)
-    return None, _verify(target, id, done)
+    _verify(target, id, done)
+    return None
 
 
 def erase(url: str, options: dict[str, Any]) -> None:
@@ -268,7 +269,8 @@ def _chunks(source: int | bytes, size_bytes: int) -> Iterator[memoryview]:
         done += count
 
 
-def _verify(fd: int, id: str, size: int) -> int:
+def _verify(fd: int, id: str, size: int) -> None:
+    """Raises BadImageError unless the first ``size`` bytes of a file are a whole copy of this object."""
     tail = os.pread(fd, image.TAIL_BYTES, max(0, size - image.TAIL_BYTES))
     length = image.footer_bytes(tail)
     info = image.read_footer(os.pread(fd, length, max(0, size - length)))
@@ -279,7 +281,6 @@ def _verify(fd: int, id: str, size: int) -> int:
         checksum = zlib.crc32(chunk, checksum)
     if checksum != info.get("crc32"):
         raise image.BadImageError("its checksum is wrong")
-    return size - length
 
 
 def _write_all(fd: int, chunk: bytes | memoryview, offset: int) -> int:
