@@ -10,8 +10,8 @@ sweep     ttl_s; keep: runs that are in use       nothing more: what is too old 
 spill     size; data: what to write into it       the descriptor of a file without a name
 ========  ======================================  ===========================================================
 
-Any answer may be ``error`` (text) and ``missing`` (whether that is because there is no copy) instead. Jobs are sent at once, so that the process has them even if the service is
-killed the next moment.
+Any answer may be ``error`` (text) and ``missing`` (whether that is because there is no copy) instead. Jobs are sent at
+once, so that the process has them even if the service is killed the next moment.
 """
 
 from __future__ import annotations
