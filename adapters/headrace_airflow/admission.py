@@ -74,8 +74,10 @@ class TaskSubmitted:
 
     Args:
         file: the DAG file that it comes from; ``None``: it needs none.
+        priority: the highest goes first.
         cpus: what it declares; ``None``: to be measured.
-        instance: the task of a run that it is; ``None``: something may not run ahead of it.
+        memory_bytes: what it declares.
+        instance: the task of a run that it is; ``None``: nothing can run ahead of it.
     """
 
     task: str
@@ -217,12 +219,16 @@ Command: TypeAlias = StartTask | DropTask | KillTask | StartZygote | StopZygote 
 
 @dataclass(slots=True)
 class Task:
+    """What has come in and not ended."""
+
     key: str
     file: FileKey | None
     order: tuple[int, int]
+    """The smallest goes first."""
     declared_cpus: float | None
     memory_bytes: int
     since: float
+    """When it came in."""
     instance: Instance | None = None
     running: bool = False
     zygote: int = BARE
@@ -240,9 +246,12 @@ class Task:
 
 @dataclass(slots=True)
 class Zygote:
+    """One that holds a file, or shall, or cannot; the bare one is none of these."""
+
     number: int
     file: FileKey
     used: float
+    """When a task last asked for it."""
     state: Literal["parsing", "ready", "unfit"] = "parsing"
 
 
@@ -305,10 +314,6 @@ class Admission:
         commands += self._run_ahead()
         return commands
 
-    @property
-    def running(self) -> int:
-        return sum(task.running for task in self.tasks.values())
-
     def waits_for(self, key: str) -> str:
         """What keeps a task from starting, for people; empty where nothing does."""
         task = self.tasks.get(key)
@@ -326,8 +331,9 @@ class Admission:
             return
         self._arrivals += 1
         order = (-event.priority, self._arrivals)
-        numbers = (event.cpus, event.memory_bytes, now)
-        self.tasks[event.task] = Task(event.task, event.file, order, *numbers, event.instance)
+        self.tasks[event.task] = Task(
+            event.task, event.file, order, event.cpus, event.memory_bytes, now, event.instance
+        )
 
     def _revoke(self, key: str, commands: list[Command]) -> None:
         task = self.tasks.get(key)

@@ -125,8 +125,7 @@ class Speculation:
 
     def offer(self, event: ConsumerOffered) -> list[Command]:
         """Takes an offer in; an earlier one for the same task goes."""
-        earlier = [ahead for ahead in self.known.values() if ahead.offer.instance == event.instance]
-        commands = [command for ahead in earlier for command in self._stop(ahead.offer.id)]
+        commands = self.forget(event.instance)
         self.known[event.id] = Ahead(event, {self.taken.get(feeder, feeder) for feeder in event.feeders})
         return commands
 
@@ -150,7 +149,7 @@ class Speculation:
                 ahead.due_since = now
         return []
 
-    def ahead_of(self, instance: Instance | None, zygote: int) -> str:
+    def ahead_of(self, instance: Instance, zygote: int) -> str:
         """What runs ahead of a task that is to start from a zygote; empty: nothing."""
         return next(
             (
@@ -171,8 +170,9 @@ class Speculation:
                 ahead.feeders.add(task)
 
     def forget(self, instance: Instance) -> list[Command]:
-        """Its task has started without it."""
-        return [command for id in self._of(instance) for command in self._stop(id)]
+        """What is known ahead of a task goes: nobody will take it."""
+        ids = [id for id, ahead in self.known.items() if ahead.offer.instance == instance]
+        return [command for id in ids for command in self._stop(id)]
 
     def run_what_fits(self, room: Room) -> list[Command]:
         """Starts what there is room for, when no task waits."""
@@ -204,9 +204,6 @@ class Speculation:
             if ahead.due_since is not None and now - ahead.due_since >= self.longest_s
         ]
         return [command for id in late for command in self._stop(id)]
-
-    def _of(self, instance: Instance) -> list[str]:
-        return [id for id, ahead in self.known.items() if ahead.offer.instance == instance]
 
     def _stop(self, id: str) -> list[Command]:
         return list(self._stopped(id))

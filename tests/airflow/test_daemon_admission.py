@@ -98,7 +98,7 @@ def test_priority_goes_first_then_arrival() -> None:
 
 def test_tasks_that_sleep_leave_room() -> None:
     made = machine(*[TaskSubmitted(name, None) for name in "abc"])
-    assert made.running == 2
+    assert [task.running for task in made.tasks.values()] == [True, True, False]
     assert made.handle(TaskMeasured("a", 0.0), 1.0) == [StartTask("c", BARE)]
 
 
