@@ -31,7 +31,11 @@ class Collector:
         self._process: subprocess.Popen[bytes] | None = None
 
     def look(self) -> None:
-        """Time has passed. Does not wait."""
+        """Starts the process if it is due; to be called now and then. Does not wait for it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         self._process = None

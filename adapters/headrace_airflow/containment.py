@@ -54,7 +54,7 @@ def contain(first: int) -> None:
         first: descriptors from this number on, and 1 and 2, may be used; see ``reserve``.
 
     Raises:
-        CannotContainError: then it is as it was.
+        CannotContainError: then it may call what it could call before.
     """
     if (platform.machine(), sys.platform, ctypes.sizeof(ctypes.c_void_p)) != ("x86_64", "linux", 8):
         raise CannotContainError("there is no filter of system calls for this machine")

@@ -1,4 +1,4 @@
-"""The daemon's view of the origin: asks it for supervisors and zygotes, and hears what became of them.
+"""The daemon's view of the origin: asks it for supervisors, zygotes and the pulse, and hears what became of them.
 
 When the origin is gone, everything it had forked is gone with it; it is started anew, unless it never came up.
 """

@@ -39,7 +39,8 @@ class StreamedItems(Sequence[Any]):
     """The items that a task has yielded: like a list that is not changed, equal to a list of the same items.
 
     While the task that yields still runs, iterating waits for the next item, and what needs all of them (``len``, a
-    negative index, a comparison, pickling) for the last one. Iterating again begins again.
+    negative index, a comparison, pickling) for the last one; should that task die first, both raise
+    ``BrokenStreamError``. Iterating again begins again. Not thread-safe.
 
     Args:
         id: of the stream; two streams of equal items have different ones.
@@ -130,7 +131,8 @@ def _items(chunk: Chunk) -> list[Any]:
 class Gatherer:
     """Takes the items of a generator and writes them in chunks: each at once, as long as they do not come faster.
 
-    Only what nobody can change waits for others, and not for long: a thread writes it if no more comes.
+    Only what nobody can change waits for others, and not for long: a thread writes it if no more comes. All methods are
+    for the thread that runs the generator.
     """
 
     def __init__(self) -> None:
@@ -149,7 +151,8 @@ class Gatherer:
         """Takes an item; whether a chunk was written.
 
         Raises:
-            UnpicklableError: it cannot be pickled.
+            UnpicklableError: it, or one before it that waited, cannot be pickled.
+            OSError: there is no memory left.
         """
         with self._changed:
             self._raise()
@@ -168,7 +171,7 @@ class Gatherer:
             return False
 
     def end(self) -> StreamedItems:
-        """Everything, when nothing more comes."""
+        """Everything, when nothing more comes. Raises what ``add`` does."""
         with self._changed:
             self._raise()
             if self._waiting:

@@ -50,7 +50,7 @@ def _cpu_seconds(groups: set[int]) -> dict[int, float]:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """All memory, and how much of it is free: of the machine, or of the cgroup if it has less."""
+    """All memory, and how much of it is free: of the machine, or of a container's cgroup (version 2) if it has less."""
     with open("/proc/meminfo") as file:
         values = dict(line.split(":") for line in file)
     total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))

@@ -45,20 +45,21 @@ class Origin:
 
     def _fork(self, message: Message, fds: list[int]) -> None:
         (fd,) = fds
+        origin = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become(message["kind"], socket.socket(fileno=fd))
+            self._become(message["kind"], socket.socket(fileno=fd), origin)
         os.close(fd)
         pid_fd = os.pidfd_open(pid)
         self._pid_fds[pid_fd] = pid
         self._selector.register(pid_fd, selectors.EVENT_READ)
         self._daemon.send({"t": "forked", "id": message["id"], "pid": pid})
 
-    def _become(self, kind: str, sock: socket.socket) -> NoReturn:
+    def _become(self, kind: str, sock: socket.socket, origin: int) -> NoReturn:
         """In the child: forgets the origin's descriptors and lives another life; never returns."""
         code = 1
         try:
-            processes.die_with_parent(os.getppid())
+            processes.die_with_parent(origin)
             for fd in self._pid_fds:
                 os.close(fd)
             self._selector.close()

@@ -36,7 +36,7 @@ def die_with_parent(parent: int) -> None:
     """Has the kernel kill this process when the thread that made it ends.
 
     Args:
-        parent: the parent's pid: if it is gone already, this process ends now.
+        parent: the pid of the one that made it, as that knew it: if it is gone already, this process ends now.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

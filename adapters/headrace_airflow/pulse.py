@@ -36,7 +36,8 @@ class Pulse:
 
     Args:
         daemon: where the tasks come from.
-        send: sends a heartbeat: server, token, ti, pid; returns the token for the next one.
+        send: sends a heartbeat: server, token, ti, pid; returns the token for the next one. Raises
+            ``internals.Refused`` if the task shall not go on, anything else if the server could not be asked. Blocks.
         every_s: how often, for each task.
         longest_s: after so long without a heartbeat the scheduler gives a task up.
     """

@@ -1,12 +1,13 @@
 """What a parsed DAG file was made from: the files and folders whose change makes the parse out of date.
 
 A ``Watch`` listens to the interpreter's audit events while a DAG file is parsed: files that are read (by imports, by
-``open``), folders that are listed, connections that are made. A file that was looked for and not found counts too.
+``open``), folders that are listed, connections that Python's sockets make. A file that was looked for and not found
+counts too.
 
 What lies where packages are installed is not watched file by file, but by the folders it lies in: installing,
 upgrading or removing a package changes them.
 
-A parse that asked another machine or the metadata database has no such list: it is not ``repeatable``.
+What another machine, or a service of this one, has answered stands in no such list: then the parse is ``unrepeatable``.
 """
 
 from __future__ import annotations

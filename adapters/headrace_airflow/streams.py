@@ -47,6 +47,7 @@ class LineReader:
         return not (self._held or self._left_out)
 
     def take(self, chunk: bytes) -> None:
+        """Hands on the lines that a chunk ends, and holds the rest. Raises StopIteration if nobody takes any more."""
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             self._hold(line + b"\n")

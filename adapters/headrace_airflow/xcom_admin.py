@@ -91,6 +91,6 @@ def ids_in(row: Any) -> set[str]:
     """The ids of the objects that one database value refers to."""
     found = set()
     for part in xcom.references_in(row):
-        with contextlib.suppress(ValueError, KeyError):
+        with contextlib.suppress(KeyError, TypeError):  # it is damaged: there is nothing that it could refer to
             found.add(str(part["__data__"]["id"]))
     return found

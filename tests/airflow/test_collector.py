@@ -1,14 +1,18 @@
-"""What looks for deleted values now and then: one process at a time, as long as the scheduler lives."""
+"""What looks for deleted values now and then: one process at a time, as long as the scheduler lives; what rows keep."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from headrace.testing import wait_until
 from headrace_airflow.collector import Collector
+from headrace_airflow.xcom_admin import ids_in
+from headrace_airflow.xcom_reference import CLASSNAME
 
 
 def children() -> list[psutil.Process]:
@@ -42,3 +46,10 @@ def test_it_may_be_switched_off(tmp_path: Path) -> None:
     collector = Collector(0.0, tmp_path / "log", ("echo", "turn"))
     assert turns(collector, tmp_path / "log") == 0
     collector.close()
+
+
+@pytest.mark.parametrize("data", [None, {}, "id"], ids=repr)
+def test_a_damaged_row_keeps_nothing_and_stops_nobody(data: Any) -> None:
+    reference = {"__classname__": CLASSNAME, "__version__": 1, "__data__": {"id": "kept"}}
+    parts = {"one": {**reference, "__data__": data}, "other": reference, "plain": 1}
+    assert ids_in({"__classname__": "headrace.XComParts", "__version__": 1, "__data__": parts}) == {"kept"}

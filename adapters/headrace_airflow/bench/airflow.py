@@ -124,6 +124,7 @@ class RealAirflow:
         self.components.pop(name).kill()
 
     def restart(self, name: str, number: int = signal.SIGTERM) -> None:
+        """Stops a component and starts it anew, with the environment of before."""
         self.stop(name, number=number)
         self.start(name)
 

@@ -94,7 +94,13 @@ class ApiError(Exception):
 
 
 class ApiClient:
-    """Blocks in every call. Raises httpx.TransportError while the server cannot be reached, otherwise ApiError."""
+    """Blocks in every call.
+
+    Raises:
+        httpx.TransportError: the server cannot be reached.
+        httpx.HTTPStatusError: it gives no token.
+        ApiError: it refuses the request.
+    """
 
     def __init__(self, base_url: str) -> None:
         no_leftovers = httpx.Limits(max_keepalive_connections=0)  # a descriptor lasts no longer than its request

@@ -34,9 +34,8 @@ class AirflowHome:
     def __post_init__(self) -> None:
         for path in (self.dags, self.plugins, self.logs, self.temporary, self.runtime):
             path.mkdir(mode=0o700)
-        (
-            self.folder / "airflow.cfg"
-        ).touch()  # otherwise whoever starts first writes one, and the others read half of it
+        # Otherwise whoever starts first writes one, and the others read half of it.
+        (self.folder / "airflow.cfg").touch()
 
     @property
     def dags(self) -> Path:
