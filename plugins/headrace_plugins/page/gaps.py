@@ -18,7 +18,7 @@ def gap_s(
     Args:
         state: its state.
         first: whether it started for the first time: what goes before a second try, or a sensor's next look, is no gap.
-        start: when it started.
+        start: when it started, in seconds on the clock of ``ends``.
         upstream: the ids of the tasks right before it.
         ends: when all instances of a task had ended; ``None``: one has not.
     """
@@ -31,7 +31,7 @@ def gap_s(
 
 
 def summary(gaps: Sequence[float]) -> dict[str, Any] | None:
-    """How many gaps there were, and how long."""
+    """How many gaps there were, and how long, in seconds; ``None``: there was none."""
     if not gaps:
         return None
     return {"count": len(gaps), "median_s": statistics.median(gaps), "longest_s": max(gaps)}

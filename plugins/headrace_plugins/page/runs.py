@@ -39,7 +39,7 @@ class Runs:
         self._shapes: dict[Any, Upstream] = {}
 
     def newest(self, session: Any, dags: Collection[str]) -> list[dict[str, Any]]:
-        """The runs of some DAGs that were made last and have started, the newest first.
+        """The runs of some DAGs that were made last and have started, the newest first. Blocks for some queries.
 
         Args:
             session: of the metadata database.
@@ -70,8 +70,8 @@ class Runs:
 
     def _shape(self, session: Any, run: Any) -> Upstream:
         key = run.created_dag_version_id
-        if key is not None and key in self._shapes:
-            return self._shapes[key]
+        if (known := self._shapes.get(key)) is not None:  # in one step: another thread may let go of it
+            return known
         dag = DBDagBag(load_op_links=False).get_dag_for_run(run, session=session)
         shape = {task.task_id: tuple(task.upstream_task_ids) for task in dag.tasks} if dag else {}
         if key is not None:
