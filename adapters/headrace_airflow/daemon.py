@@ -93,7 +93,7 @@ class Daemon:
         self._stopping = False
         self._listener = self._listen()
         self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
-        self._zygotes = Zygotes(self._forks, self._loop, self._handle, _log, self._settings.share_pages)
+        self._zygotes = Zygotes(self._forks, self._loop, self._handle, _log, self._settings)
         self._zygotes.start(BARE, None)
 
     # --- life ---

@@ -319,10 +319,11 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     """
     from airflow.sdk.execution_time import supervisor, task_runner
 
-    from headrace_airflow import ahead, generators, rendering, task_logging
+    from headrace_airflow import ahead, generators, preload, rendering, task_logging
 
     _end_on_sigterm()
     _end_on_segfault()
+    preload.announce(tell)
     requests, stdout, stderr, log_fd = fds
     if hasattr(task_runner, "_serialize_template_field"):
         task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)

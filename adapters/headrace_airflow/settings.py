@@ -30,6 +30,7 @@ class Settings:
         at_end: what a scheduler that is told to end does with what runs: ``drain`` waits for it, as stock does;
             ``detach`` leaves it to the scheduler that comes next.
         share_pages: whether equal memory of tasks of one DAG file may be kept once, where the kernel does that.
+        preload: whether numpy, pandas and the like, when a task imports them, are imported for later tasks, too.
         directory: where the daemon's socket is; default: a folder of the user's in the temporary directory.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     close_gap: bool = True
     at_end: str = "drain"
     share_pages: bool = True
+    preload: bool = True
     directory: str = ""
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ NAMES: Final = {
     "close_gap": "close_gap",
     "at_end": "at_end",
     "share_pages": "share_pages",
+    "preload": "preload",
     "directory": "directory",
 }
 

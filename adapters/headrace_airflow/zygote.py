@@ -3,14 +3,14 @@
 It is the only kind of process that runs user code besides the tasks, and it holds no token: the supervisor that asks
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
-    daemon ──{"t": "parse", file, share_pages}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
+    daemon ──{"t": "parse", file, share_pages, preload}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
     daemon ──{"t": "serve", id, instance, cpus, ahead} + socket──▶ zygote
     supervisor ══that socket══ {"t": "fork"} + stdin, stdout, stderr, log ▶ zygote ◀ {"t": "forked", pid} + pidfd
                                                                            zygote ◀ {"t": "exit", pid, code, rss_bytes}
 
-A task may ask for worker processes of its own (workers.py), and consumers of streams may be forked before their tasks
-have started (followers.py). A supervisor that is gone takes its child with it, a task
-its workers, and a zygote that is gone takes all of its children.
+A task may ask for worker processes of its own (workers.py), tell what it imports (preload.py), and consumers of
+streams may be forked before their tasks have started (followers.py). A supervisor that is gone takes its child with it,
+a task its workers, and a zygote that is gone takes all of its children.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from headrace_airflow import containment, internals, processes, task_logging, wire, workers
 from headrace_airflow.followers import Follower, Followers
+from headrace_airflow.preload import Imports
 from headrace_airflow.sources import Sources, Watch
 from headrace_airflow.speculation import Instance
 from headrace_airflow.wire import Channel, Message
@@ -52,10 +53,18 @@ class _Child:
 
 
 class Zygote:
-    """Serves supervisors until the daemon has closed its connection and the last child has ended."""
+    """Serves supervisors until the daemon has closed its connection and the last child has ended.
 
-    def __init__(self, daemon: Channel) -> None:
+    Args:
+        daemon: the connection to it.
+        sources: of the DAG file that it holds; empty: it holds none.
+        preload: whether it imports what its tasks do.
+    """
+
+    def __init__(self, daemon: Channel, sources: Sources, preload: bool) -> None:
         self._daemon = daemon
+        self._sources = sources
+        self._imports = Imports([path for path, _ in sources], preload)
         self._selector = selectors.DefaultSelector()
         self._selector.register(daemon, selectors.EVENT_READ)
         self._supervisors: dict[int, Channel] = {}
@@ -72,7 +81,10 @@ class Zygote:
         """Serves; returns when there is nothing left to serve."""
         self._listen()  # what came together with the order to parse is in the channel, no longer in the socket
         while self._supervisors or not self._daemon.closed:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(0.0 if self._imports.pending else None)
+            if not ready and self._imports.pending:
+                self._import()
+            for key, _ in ready:
                 if key.fileobj is self._daemon:
                     self._listen()
                 elif key.fd in self._children:
@@ -81,6 +93,13 @@ class Zygote:
                     self._serve(self._supervisors[key.fd])
                 elif key.fd in self._tasks:
                     self._serve_task(self._tasks[key.fd])
+
+    def _import(self) -> None:
+        """Nobody wants anything: imports what a task has begun to import."""
+        self._imports.do_next()
+        _settle_objects()
+        if unfit := _leaked_threads():
+            self._daemon.send({"t": "parsed", "sources": self._sources, "unfit": unfit})
 
     def _listen(self) -> None:
         for message, fds in self._daemon.receive():
@@ -182,6 +201,8 @@ class Zygote:
             if message["t"] == "stream":
                 if task.instance is not None:
                     self._followers.stream_began(task.feeder, task.instance, message["id"], fds)
+            elif message["t"] == "import":
+                self._imports.wish(message["module"])
             elif task.contained:
                 task.asks.send({"t": "refused", "why": "it is contained"})
             else:
@@ -301,15 +322,21 @@ def main(daemon: Channel) -> None:
         processes.share_equal_pages()
     processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
     task_logging.prepare()
+    sources: Sources = []
     if message["file"] is not None:
         sources, unfit = _parse(*message["file"])
         daemon.send({"t": "parsed", "sources": sources, "unfit": unfit})
         if unfit:
             return
     signal.set_wakeup_fd(-1)
+    _settle_objects()
+    Zygote(daemon, sources, message["preload"] and message["file"] is not None).run()
+
+
+def _settle_objects() -> None:
+    """What there is now stays: forks do not look at it again, which would copy its pages."""
     gc.collect()
     gc.freeze()
-    Zygote(daemon).run()
 
 
 def _parse(bundle: str, version: str, path: str) -> tuple[Sources, str]:

@@ -1,6 +1,6 @@
 """The daemon's view of the zygotes: starts them, speaks with them, and hears what became of their files.
 
-    Zygotes ──{"t": "parse", file, share_pages} / serve / ahead / discard──▶ zygote (zygote.py)
+    Zygotes ──{"t": "parse", file, share_pages, preload} / serve / ahead / discard──▶ zygote (zygote.py)
        │    ◀──parsed / offer / ahead──
        └── events ──▶ Admission, which decides what follows from them
 
@@ -17,6 +17,7 @@ from headrace_airflow import admission, sources, speculation
 from headrace_airflow.admission import BARE
 from headrace_airflow.forks import Child, Forks
 from headrace_airflow.loop import Loop
+from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Message
 
 
@@ -37,7 +38,7 @@ class Zygotes:
         loop: where they are heard.
         handle: takes what happened to them.
         log: where to say what concerns no single task.
-        share_pages: see ``Settings``.
+        settings: what zygotes have to know of them.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class Zygotes:
         loop: Loop,
         handle: Callable[[admission.Event], None],
         log: Callable[[str], None],
-        share_pages: bool,
+        settings: Settings,
     ) -> None:
         self._forks = forks
         self._loop = loop
         self._handle = handle
         self._log = log
-        self._share_pages = share_pages
+        self._orders = {"share_pages": settings.share_pages, "preload": settings.preload}
         self._known: dict[int, _Zygote] = {}
 
     def start(self, number: int, file: admission.FileKey | None) -> None:
@@ -63,7 +64,7 @@ class Zygotes:
             lambda code: self._exited(number, child, code),
         )
         self._known[number] = _Zygote(child, file)
-        child.channel.send({"t": "parse", "file": file, "share_pages": self._share_pages})
+        child.channel.send({"t": "parse", "file": file, **self._orders})
 
     def stop(self, number: int) -> None:
         """Forgets one; it ends when it has nothing left to serve."""

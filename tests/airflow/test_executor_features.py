@@ -114,6 +114,16 @@ class TestFeatures:
         assert task["rendered_fields"]["bash_command"] == "echo 8 templates"
 
 
+class TestImportsOfTasks:
+    def test_are_there_for_later_tasks(self, airflow: Any) -> None:
+        first, _, third = airflow.xcom(airflow.run("imports_late"), "imports__2")
+        assert (first, third) == (False, True)
+
+    def test_unless_tasks_set_up_what_they_read(self, airflow: Any) -> None:
+        run = airflow.run("imports_late_and_sets_up")
+        assert airflow.xcom(run, "imports__2") == [False, False, False]
+
+
 VERSIONED = """
 from airflow.sdk import dag, task
 import {module}
