@@ -58,12 +58,10 @@ class HeadraceXCom(BaseXCom):
             StoreUnreachableError: there is no store service and none can be started.
         """
         value = _without_laziness(value, key)
-        if None in (key, task_id, dag_id, run_id) or verdict(value, settings().inline_bytes) == "stock":
+        if None in (key, task_id, dag_id, run_id):
             return BaseXCom.serialize_value(value)
         slot = Slot(str(dag_id), str(run_id), str(task_id), -1 if map_index is None else map_index, str(key))
-        if (row := _row_of_parts(value, slot)) is not None:
-            return row
-        return _put(value, slot)
+        return _row_of_parts(value, slot) or _row(value, slot)
 
     @staticmethod
     def deserialize_value(result: Any) -> Any:
@@ -124,6 +122,15 @@ def _put(value: Any, slot: Slot) -> dict[str, Any]:
         packed = pack(value, slot.key)
     except UnpicklableError as error:
         hint = ". A generator can be read only once: return a list" if isinstance(value, GeneratorType) else ""
+def _row(value: Any, slot: Slot) -> Any:
+    if verdict(value, settings().inline_bytes) == "stock":
+        try:
+            return BaseXCom.serialize_value(value)
+        except Exception as error:  # of a kind that stock has turned out not to know
+            _log.debug("XCom %r goes to the store: %s", slot.key, error)
+    return _put(value, slot)
+
+
         raise UnpicklableError(f"XCom {slot.key!r} of task {slot.task_id!r} cannot be stored: {error}{hint}") from error
     kind, shape = describe(value)
     row = to_row(client().put(slot, packed, kind, shape))
@@ -136,19 +143,19 @@ def _put(value: Any, slot: Slot) -> dict[str, Any]:
 
 def _row_of_parts(value: Any, slot: Slot) -> dict[str, Any] | None:
     """For the dict of a task with multiple outputs: a row that refers to what was pushed a moment before."""
-    if slot.key != _RETURN_KEY or type(value) is not dict or not all(type(name) is str for name in value):
+    if (
+        not _pushed
+        or slot.key != _RETURN_KEY
+        or type(value) is not dict
+        or not all(type(name) is str for name in value)
+    ):
         return None
     shared = {name: row for name, item in value.items() if (row := _row_if_same(slot._replace(key=name), item))}
     if not shared:
         return None
-    rows: dict[str, Any] = {}
-    for name, item in value.items():
-        if name in shared:
-            rows[name] = shared[name]
-        elif verdict(item, settings().inline_bytes) == "stock":
-            rows[name] = BaseXCom.serialize_value(item)
-        else:
-            rows[name] = _put(item, slot._replace(key=f"{slot.key}[{name}]"))
+    rows = {
+        name: shared.get(name) or _row(item, slot._replace(key=f"{slot.key}[{name}]")) for name, item in value.items()
+    }
     return {"__classname__": _PARTS_CLASSNAME, "__version__": 1, _PARTS: rows}
 
 

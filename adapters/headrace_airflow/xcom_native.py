@@ -8,12 +8,15 @@ verdict       means
 ``store``     everything else, large plain data included
 ============  ================================================================================================
 
-What databases refuse in JSON (NaN, infinity, NUL characters, lone surrogates) and names that stock reserves go to the
-store, whatever their size: stock fails on them.
+What databases refuse in JSON (NaN, infinity, NUL characters, lone surrogates), integers that 64 bits do not hold (stock
+makes floats of some), times at the ends of the calendar (stock cannot bring them back) and names that stock reserves go
+to the store, whatever their size. So does what stock turns out to refuse.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import math
 from typing import Any, Final, Literal
 
@@ -22,10 +25,12 @@ Verdict = Literal["stock", "store"]
 _RESERVED: Final = frozenset({
     "__classname__", "__version__", "__data__", "__id__", "__cache__", "__type", "__source", "__var",
 })  # fmt: skip
-_COLLECTIONS: Final = (list, tuple, set, frozenset)
+_COLLECTIONS: Final = frozenset({list, tuple, set, frozenset})
 _NUMBER_BYTES: Final = 8
+_MOST_BITS: Final = 63
+_ENDS_OF_TIME: Final = (datetime.MINYEAR, datetime.MAXYEAR)
 _DEEPEST: Final = 50
-"""Stock's own limit of recursion is the interpreter's, and a little deeper."""
+"""What is nested deeper goes to the store: stock recurses as well, and would end at the interpreter's limit."""
 
 _STOCK_MODULES: Final = frozenset({"airflow", "datetime", "decimal", "pendulum", "zoneinfo"})
 
@@ -46,7 +51,11 @@ class _Walk:
         kind = type(value)
         if kind is str:
             self._text(value)
-        elif value is None or kind is bool or kind is int:
+        elif value is None or kind is bool:
+            self.size_bytes += _NUMBER_BYTES
+        elif kind is int:
+            if value.bit_length() > _MOST_BITS:
+                raise _ForStore
             self.size_bytes += _NUMBER_BYTES
         elif kind is float:
             if not math.isfinite(value):
@@ -85,16 +94,27 @@ class _Walk:
             self.visit(item, depth + 1)
 
     def _other(self, value: Any, kind: type) -> None:
-        home = kind.__module__.partition(".")[0]
-        numpy_scalar = home == "numpy" and hasattr(value, "item") and getattr(value, "shape", None) == ()
-        if home == "numpy" and (not numpy_scalar or kind.__name__ == "ndarray" or value.dtype.kind not in "biuf"):
-            raise _ForStore
-        if numpy_scalar and not math.isfinite(value):
-            raise _ForStore
-        if not numpy_scalar and home not in _STOCK_MODULES:
+        home = str(kind.__module__).partition(".")[0]
+        if not (_is_number(value, kind) if home == "numpy" else home in _STOCK_MODULES and _is_ordinary(value)):
             raise _ForStore
         self.bent = True
         self.size_bytes += _NUMBER_BYTES
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether something of numpy's is a scalar that stock knows."""
+    if kind.__name__ == "ndarray" or not hasattr(value, "item") or getattr(value, "shape", None) != ():
+        return False
+    return value.dtype.kind in "biuf" and math.isfinite(value)
+
+
+def _is_ordinary(value: Any) -> bool:
+    """Whether stock can bring a time or a decimal back."""
+    if isinstance(value, datetime.datetime):
+        return value.year not in _ENDS_OF_TIME
+    if isinstance(value, decimal.Decimal):
+        return value.is_finite() and abs(value) < 1 << _MOST_BITS
+    return True
 
 
 def verdict(value: Any, inline_bytes: int) -> Verdict:

@@ -12,13 +12,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, strategies
+from pydantic import JsonValue, TypeAdapter
 
 from headrace.errors import ConfigError
 from headrace_airflow import client, places, streams
 from headrace_airflow.memory import parse_bytes
-from headrace_airflow.rendering import head
+from headrace_airflow.rendering import bounded, head
 from headrace_airflow.settings import Needs, needs_of, resolve
 from headrace_airflow.streams import LONGEST_LINE, line_reader
 
@@ -174,6 +176,48 @@ class TestHead:
         value: list[Any] = [1, "two", {"b": [3] * 1000, "a": "x" * 5000}, (4,)]
         serialized = [1, "two", dict(sorted(value[2].items())), (4,)]
         assert str(head(value, 3000))[:3000] == str(serialized)[:3000]
+
+    def test_of_lists_in_themselves_ends(self) -> None:
+        endless: list[Any] = [1]
+        endless += [endless, endless]
+        assert str(head(endless, 1000)).startswith("[1, [1, [1, ")
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (2**64 - 1, "18446744073709551615"), (-(10**5000), "<integer of 16610 bits>"), (float("nan"), "nan"),
+            ("lone \ud800", "lone \\ud800"), ({float("inf")}, "['inf']"), ({"\udfff": 1}, "{'\\\\udfff': 1}"),
+        ],
+        ids=["integer", "huge", "nan", "surrogate", "set", "key"],
+    )  # fmt: skip
+    def test_can_be_sent(self, value: Any, text: str) -> None:
+        shown = shows([value])
+        assert str(shown[0]) == text
+        assert json.loads(msgspec.json.encode(msgspec.msgpack.decode(msgspec.msgpack.encode(shown)))) == shown
+
+    def test_of_what_is_too_deep_can_be_sent(self) -> None:
+        deep: Any = "bottom"
+        for _ in range(400):
+            deep = [deep]
+        assert "'...'" in str(TypeAdapter(JsonValue).validate_python(shows(deep)))
+
+    def test_of_what_cannot_be_shown_says_so(self) -> None:
+        class Shy:
+            def __str__(self) -> str:
+                raise LookupError
+
+        assert shows([Shy()]) == "<cannot be shown: LookupError>"
+
+    def test_of_a_polars_frame_is_its_text(self) -> None:
+        polars = pytest.importorskip("polars")
+        assert "shape: (3, 1)" in shows([polars.DataFrame({"a": [1, 2, 3]})])[0]
+
+
+def shows(value: Any) -> Any:
+    """What becomes of a template field."""
+    from airflow.sdk.execution_time import task_runner
+
+    return bounded(task_runner._serialize_template_field)(value, "op_args")
 
 
 def test_what_shares_equal_pages_has_its_forks_do_so_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import pickle
 import sys
@@ -184,7 +185,8 @@ def test_consumers_may_write_into_what_they_get() -> None:
         b"", b"small", bytes(range(256)) * 1000, bytearray(b"x" * 100_000), list(range(100_000)),
         {"k": ["v"] * 100_000},
         {1: np.arange(3)}, OrderedDict(a=1), Exception("message"), range(5), complex(1, 2), float("inf"), "a\0b",
-        {(1, 2): "tuple keys"}, pd.Timestamp("2026-01-01"), print, Path("/tmp"),
+        {(1, 2): "tuple keys"}, pd.Timestamp("2026-01-01"), print, Path("/tmp"), 2**64 - 1, [2**70],
+        datetime.datetime.max, datetime.time(1, 2), np.longdouble(1.5), [np.longlong(3), {"at": datetime.time(3)}],
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip

@@ -32,7 +32,7 @@ RECORD = {
 }  # fmt: skip
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc"), inner, max_size=4),
     max_leaves=10,
@@ -67,6 +67,8 @@ def test_what_stock_keeps_in_its_own_way_it_goes_on_to_keep(value: Any) -> None:
         b"bytes", float("nan"), [float("inf")], "a\0b", "\ud800", {"__classname__": "x"}, {"a": {"__var": 1}},
         {(1, 2): 3}, np.zeros(3), np.array(3), np.float64("nan"), np.complex128(1j), np.str_("x"),
         np.datetime64("2026-01-01"), pd.DataFrame({"a": [1]}), object(), "x" * 2000, list(range(2000)), Exception("x"),
+        2**63, [-(2**64)], decimal.Decimal("nan"), decimal.Decimal(2**70), datetime.datetime.max,
+        datetime.datetime.min,
     ],
     ids=lambda value: f"{type(value).__name__}-{repr(value)[:20]!a}",
 )  # fmt: skip
@@ -89,6 +91,16 @@ def test_no_code_of_the_value_runs_while_it_is_looked_at() -> None:
             raise AssertionError("iterated")
 
     assert verdict([Trap()], INLINE) == "store"
+
+
+def test_no_code_of_its_class_runs_either() -> None:
+    class Kind(type):
+        __hash__ = type.__hash__
+
+        def __eq__(cls, other: object) -> bool:
+            raise AssertionError("compared")
+
+    assert verdict(Kind("Odd", (), {"__module__": None})(), INLINE) == "store"
 
 
 def test_a_reference_comes_back_from_json() -> None:
