@@ -47,6 +47,8 @@ def succeed(airflow: RealAirflow, run: DagRun) -> None:
 
 
 def _time(airflow: RealAirflow, databases: Database, workload: Workload, cell: Cell) -> str:
+    first = airflow.run(workload.dag_id, timeout_s=workload.limit_s)
+    succeed(airflow, first)
     before_s = _cpu_s(airflow, databases)
     run = airflow.run(workload.dag_id, timeout_s=workload.limit_s)
     cpu_s = (_cpu_s(airflow, databases) - before_s) / workload.tasks
@@ -56,10 +58,11 @@ def _time(airflow: RealAirflow, databases: Database, workload: Workload, cell: C
         found = airflow.xcom(run, task_id)
         if found != expected:
             raise WorkloadFailed(f"wrong result: {found!r:.100} instead of {expected!r}")
+    cell.firsts_s.append(first.makespan_s)
     cell.makespans_s.append(run.makespan_s)
     cell.cpu_s.append(cpu_s)
     cell.tasks_s += _tasks_s(airflow, run)
-    return f"{run.makespan_s:.2f} s, {1000 * cpu_s:.0f} ms CPU a task"
+    return f"{run.makespan_s:.2f} s, the first time {first.makespan_s:.2f} s, {1000 * cpu_s:.0f} ms CPU a task"
 
 
 def _memory(airflow: RealAirflow, workload: Workload, cell: Cell) -> str:

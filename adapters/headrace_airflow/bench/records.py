@@ -13,6 +13,7 @@ class Cell:
 
     Args:
         makespans_s: from the request for a run to its end, as Airflow recorded both.
+        firsts_s: the same of the DAG's first run, where a second one is what counts.
         cpu_s: of all processes together, the database's too, for one task.
         pss_bytes: memory of all Airflow's processes, what they share counted once, while all tasks ran.
         processes: how many these were.
@@ -23,6 +24,7 @@ class Cell:
     """
 
     makespans_s: list[float] = field(default_factory=list)
+    firsts_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     pss_bytes: list[int] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)

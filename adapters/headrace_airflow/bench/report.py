@@ -9,6 +9,7 @@ from headrace_airflow.bench.workloads import BY_NAME, STOCK
 
 FIGURES = (
     ("makespans_s", "makespan, seconds", 1.0, ",.2f"),
+    ("firsts_s", "the same, a DAG's first run", 1.0, ",.2f"),
     ("cpu_s", "CPU of all processes, milliseconds a task", 1000.0, ",.0f"),
     ("tasks_s", "a task, from queued to its end, milliseconds", 1000.0, ",.0f"),
     ("slow_tasks_s", "the same, 90th percentile", 1000.0, ",.0f"),

@@ -29,8 +29,9 @@ class Workload:
         title: what it is, for the table.
         tasks: how many task instances a run has.
         result: the task whose XCom is looked at, and what it must be.
-        kind: ``time``: how long a run takes. ``memory``: its tasks wait for a file, and the memory is looked at while
-            all of them do. ``many``: many runs at once. ``restarts``: its tasks wait while schedulers are killed.
+        kind: ``time``: how long a run takes, once the DAG has run before. ``memory``: its tasks wait for a file, and
+            the memory is looked at while all of them do. ``many``: many runs at once. ``restarts``: its tasks wait
+            while schedulers are killed.
         times: how many runs at once, or how many schedulers.
         limit_s: when it is given up.
         settings: further settings of the Airflow that runs it; workloads with the same ones share an Airflow.
