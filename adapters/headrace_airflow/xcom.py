@@ -69,6 +69,8 @@ class HeadraceXCom(BaseXCom):
 
         Raises:
             LostValueError: there is neither memory nor a durable copy; the message says which task to clear.
+            UnknownReferenceError: the row was written by another version of Headrace, or is damaged.
+            StoreUnreachableError: there is no store service and none can be started.
             Exception: whatever the value's own unpickling raises.
         """
         row = result.value
@@ -95,7 +97,11 @@ def references_in(row: Any) -> list[dict[str, Any]]:
 
 @functools.cache
 def settings() -> StoreSettings:
-    """The store's settings, from ``[headrace]`` of Airflow's configuration."""
+    """The store's settings, from ``[headrace]`` of Airflow's configuration; read once.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
     from airflow.sdk.configuration import conf
 
     home = os.environ.get("AIRFLOW_HOME") or os.path.expanduser("~/airflow")
@@ -104,7 +110,7 @@ def settings() -> StoreSettings:
 
 @functools.cache
 def client() -> StoreClient:
-    """This process's way to the store; a forked child connects anew."""
+    """This process's way to the store; a forked child connects anew. Thread-safe."""
     return StoreClient(settings())
 
 
@@ -116,12 +122,6 @@ _pushed: dict[Slot, tuple[weakref.ref[Any], dict[str, Any]]] = {}
 """What this process has stored, and the row for it: a task with multiple outputs pushes each one, then all as one."""
 
 
-def _put(value: Any, slot: Slot) -> dict[str, Any]:
-    xcom_reducers.register()
-    try:
-        packed = pack(value, slot.key)
-    except UnpicklableError as error:
-        hint = ". A generator can be read only once: return a list" if isinstance(value, GeneratorType) else ""
 def _row(value: Any, slot: Slot) -> Any:
     if verdict(value, settings().inline_bytes) == "stock":
         try:
@@ -131,6 +131,12 @@ def _row(value: Any, slot: Slot) -> Any:
     return _put(value, slot)
 
 
+def _put(value: Any, slot: Slot) -> dict[str, Any]:
+    xcom_reducers.register()
+    try:
+        packed = pack(value, slot.key)
+    except UnpicklableError as error:
+        hint = ". A generator can be read only once: return a list" if isinstance(value, GeneratorType) else ""
         raise UnpicklableError(f"XCom {slot.key!r} of task {slot.task_id!r} cannot be stored: {error}{hint}") from error
     kind, shape = describe(value)
     row = to_row(client().put(slot, packed, kind, shape))
