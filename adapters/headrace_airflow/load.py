@@ -19,7 +19,10 @@ class Load:
         self._at = time.monotonic()
 
     def measure(self, groups: set[int]) -> dict[int, float]:
-        """How many cpus each group has used since the last measurement; groups new since then are left out."""
+        """How many cpus each group has used since the last measurement; groups new since then are left out.
+
+        One that has ended uses none, even if it was never measured: its task may go on in another group's processes.
+        """
         now = time.monotonic()
         elapsed = max(now - self._at, 1e-3)
         seconds = _cpu_seconds(groups)
@@ -27,7 +30,7 @@ class Load:
             group: max(0.0, (seconds[group] - self._before[group]) / elapsed)
             for group in seconds
             if group in self._before
-        }
+        } | dict.fromkeys(groups - seconds.keys(), 0.0)
         self._before, self._at = seconds, now
         return found
 
