@@ -7,8 +7,8 @@ import os
 import selectors
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,7 @@ from stores import MIB, SLOT, copies, elsewhere, get, other_process, put, status
 
 from headrace.testing import wait_until
 from headrace_airflow.store.client import StoreClient
-from headrace_airflow.store.errors import StoreUnreachableError
+from headrace_airflow.store.errors import LostValueError, StoreUnreachableError
 from headrace_airflow.store.home import Home
 from headrace_airflow.store.service import StoreService
 from headrace_airflow.store.settings import StoreSettings
@@ -136,6 +136,45 @@ def test_nobody_else_can_enter(settings: StoreSettings, client: StoreClient) -> 
     home.chmod(0o755)
     Home(settings.home)
     assert home.stat().st_mode & 0o077 == 0
+
+
+@contextmanager
+def shut(folder: Path) -> Iterator[None]:
+    """Has a folder be one that this user may not enter; root enters all, but does not trust another one's."""
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, -1)
+    else:
+        folder.chmod(0)
+    try:
+        yield
+    finally:
+        os.chown(folder, os.geteuid(), -1)
+        folder.chmod(0o700)
+
+
+def test_who_may_not_enter_writes_and_reads_durable_copies(settings: StoreSettings, client: StoreClient) -> None:
+    value = os.urandom(2 * MIB)
+    small, large = put(client, "small"), put(client, value, SLOT._replace(key="large"))
+    client.ask("flush")
+    with shut(Home(settings.home).path), closing(StoreClient(settings)) as outside:
+        assert (get(outside, small), get(outside, large)) == ("small", value)
+        mine = put(outside, value, SLOT._replace(key="mine"))
+    assert get(client, mine) == value
+
+
+@pytest.mark.parametrize(("damage", "why"), [(b"", "is damaged"), (None, "no durable copy")], ids=["cut", "gone"])
+def test_who_may_not_enter_is_told_what_is_lost(
+    settings: StoreSettings, client: StoreClient, damage: bytes | None, why: str
+) -> None:
+    record = put(client, "value")
+    client.ask("flush")
+    (copy,) = copies(settings)
+    copy.unlink()
+    if damage is not None:
+        copy.write_bytes(damage)
+    lost = pytest.raises(LostValueError, match=rf"{why}.*Clear task 'task'")
+    with shut(Home(settings.home).path), closing(StoreClient(settings)) as outside, lost:
+        get(outside, record)
 
 
 def test_a_broken_request_harms_nobody(settings: StoreSettings, client: StoreClient) -> None:

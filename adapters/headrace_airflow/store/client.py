@@ -7,6 +7,7 @@ directly: slower, but right. Every call blocks until it is answered.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import os
@@ -16,8 +17,8 @@ import threading
 import uuid
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from headrace.store.pickling import Packed
 from headrace.store.segments import Atlas
@@ -28,6 +29,8 @@ from headrace_airflow.store.ledger import Slot
 from headrace_airflow.store.service import SMALL_BYTES
 from headrace_airflow.store.settings import StoreSettings
 from headrace_airflow.wire import Channel, Message
+
+T = TypeVar("T")
 
 Record = dict[str, Any]
 """What a reference says of a value: ``id``, ``slot``, ``bytes``, ``type``, ``shape``, ``url``."""
@@ -74,19 +77,12 @@ class StoreClient:
             "id": id, "slot": list(slot), "bytes": size, "type": kind, "shape": shape,
             "url": storage.url_of(self.settings.url, slot, id),
         }  # fmt: skip
-        for last in (False,) * (_TRIES - 1) + (True,):
-            try:
-                if size <= SMALL_BYTES:
-                    self._ask({"op": "commit", "record": record, "data": b64encode(_whole(parts, size)).decode()})
-                else:
-                    self._put_large(record, parts, size)
-                return record
-            except PermissionError:
-                return self._put_directly(record, parts, size)
-            except _Gone as error:
-                if last:
-                    raise StoreUnreachableError(f"the store service went away three times: {error}") from error
-        raise AssertionError("unreachable")
+        store = self._put_small if size <= SMALL_BYTES else self._put_large
+        try:
+            self._insist(lambda: store(record, parts, size))
+        except PermissionError:
+            self._put_directly(record, parts, size)
+        return record
 
     def get(self, record: Record) -> list[memoryview]:
         """The parts of a value, in private, writable memory: the pickle first, then its buffers.
@@ -96,19 +92,13 @@ class StoreClient:
             StoreUnreachableError: there is no service and none can be started.
         """
         record = {**record, "url": self._trusted_url(record)}
-        for last in (False,) * (_TRIES - 1) + (True,):
-            try:
-                answer, fd = self._ask({"op": "get", "record": record})
-            except PermissionError:
-                return self._get_directly(record)
-            except _Gone as error:
-                if last:
-                    raise StoreUnreachableError(f"the store service went away three times: {error}") from error
-                continue
-            if fd is None:
-                return image.split(memoryview(bytearray(b64decode(answer["data"]))))
-            return self._map(record, fd)
-        raise AssertionError("unreachable")
+        try:
+            answer, fd = self._insist(lambda: self._ask({"op": "get", "record": record}))
+        except PermissionError:
+            return self._get_directly(record)
+        if fd is None:
+            return image.split(memoryview(bytearray(b64decode(answer["data"]))))
+        return self._map(record, fd)
 
     def delete(self, record: Record) -> None:
         """Gives a value up, wherever it is. If no service is at work none is started."""
@@ -127,6 +117,19 @@ class StoreClient:
             self._atlas.close()
 
     # Putting and getting
+
+    def _insist(self, attempt: Callable[[], T]) -> T:
+        """What an attempt gives, which is made anew if the service goes away in the middle."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(_Gone):
+                return attempt()
+        try:
+            return attempt()
+        except _Gone as error:
+            raise StoreUnreachableError(f"the store service went away {_TRIES} times: {error}") from error
+
+    def _put_small(self, record: Record, parts: Sequence[memoryview], size: int) -> None:
+        self._ask({"op": "commit", "record": record, "data": b64encode(_whole(parts, size)).decode()})
 
     def _put_large(self, record: Record, parts: Sequence[memoryview], size: int) -> None:
         with self._guard():
@@ -160,7 +163,7 @@ class StoreClient:
         finally:
             self._atlas.detach(place)
 
-    def _put_directly(self, record: Record, parts: Sequence[memoryview], size: int) -> Record:
+    def _put_directly(self, record: Record, parts: Sequence[memoryview], size: int) -> None:
         info = {key: record[key] for key in ("id", "slot", "type", "shape")}
         fd = segments.create(size)
         try:
@@ -168,7 +171,6 @@ class StoreClient:
             storage.write(record["url"], self.settings.storage_options, fd, size, info)
         finally:
             os.close(fd)
-        return record
 
     def _get_directly(self, record: Record) -> list[memoryview]:
         local = storage.local_path(record["url"]) is not None
