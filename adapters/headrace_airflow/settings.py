@@ -26,7 +26,8 @@ class Settings:
         zygote_idle_s: a parsed DAG file unused for this long is let go.
         zygotes: how many parsed DAG files are held.
         linger_s: the daemon ends when it has had neither a scheduler nor a task for this long.
-        close_gap: whether the scheduler is woken when a task ends, instead of at the end of its idle sleep.
+        close_gap: whether the scheduler is woken when a task ends or a run is asked for, instead of at the end of its
+            idle sleep.
         at_end: what a scheduler that is told to end does with what runs: ``drain`` waits for it, as stock does;
             ``detach`` leaves it to the scheduler that comes next.
         share_pages: whether equal memory of tasks of one DAG file may be kept once, where the kernel does that.
@@ -53,12 +54,12 @@ class Settings:
             object.__setattr__(self, "cpus", 1.5 * available_cores())
         if self.memory_bytes == 0:
             object.__setattr__(self, "memory_bytes", memory_limit_bytes())
-        for name in ("cpus", "memory_bytes", "tasks", "zygotes"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"[headrace] {name} must be more than 0, not {getattr(self, name)!r}")
-        for name in ("patience_s", "longest_wait_s", "zygote_idle_s", "linger_s"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"[headrace] {name} must not be negative, not {getattr(self, name)!r}")
+        for option in ("cpus", "memory", "tasks", "zygotes"):
+            if not (value := getattr(self, NAMES[option])) > 0:
+                raise ConfigError(f"[headrace] {option} must be more than 0, not {value!r}")
+        for option in ("patience", "longest_wait", "zygote_idle", "linger"):
+            if not (value := getattr(self, NAMES[option])) >= 0:
+                raise ConfigError(f"[headrace] {option} must not be negative, not {value!r}")
         if self.at_end not in ("drain", "detach"):
             raise ConfigError(f"[headrace] at_end must be drain or detach, not {self.at_end!r}")
 
@@ -78,6 +79,7 @@ NAMES: Final = {
     "preload": "preload",
     "directory": "directory",
 }
+"""What each field is called in the configuration: there, units stand in the values, or are seconds."""
 
 
 def resolve(section: Mapping[str, Any] | None, parallelism: int) -> Settings:
@@ -106,7 +108,8 @@ def _parse(name: str, kind: type, value: Any) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[str(value).strip().lower()]
         return kind(value)
     except (KeyError, ValueError):
-        raise ConfigError(f"[headrace] {name} must be of type {kind.__name__}, not {value!r}") from None
+        wanted = "a size like 4GiB" if name == "memory" else f"of type {kind.__name__}"
+        raise ConfigError(f"[headrace] {name} must be {wanted}, not {value!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class TestSettings:
         "section", [{"cpus": "many"}, {"cpus": "-1"}, {"memory": "1 lot"}, {"linger": "nan"}, {"at_end": "burn"}]
     )
     def test_that_cannot_be_used_are_refused(self, section: dict[str, str]) -> None:
-        with pytest.raises(ConfigError, match=r"\[headrace\]"):
+        with pytest.raises(ConfigError, match=rf"\[headrace\] {next(iter(section))} must "):
             resolve(section, 32)
 
     @pytest.mark.parametrize(("text", "number"), [("4GiB", 2**32), ("500 MB", 5 * 10**8), ("12", 12), ("1.5KiB", 1536)])
