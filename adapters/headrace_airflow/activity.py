@@ -81,6 +81,7 @@ class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore
             raise psutil.NoSuchProcess(self._pid) from None
 
     def wait(self, timeout: float | None) -> int:
+        """How it ended; never blocks: whoever waits has the zygote's channel in a selector."""
         self.hear()
         if self.code is None:
             raise psutil.TimeoutExpired(timeout or 0, self._pid)
@@ -150,9 +151,8 @@ class _Forked(stock.WatchedSubprocess):
             **{name: value for name, value in known.items() if name in fields},
             **constructor_kwargs,
         )
-        earlier: dict[str, Any] = (
-            {"data": {}} if "data" in inspect.signature(cls._register_pipe_readers).parameters else {}
-        )
+        takes_data = "data" in inspect.signature(cls._register_pipe_readers).parameters  # from 3.3
+        earlier: dict[str, Any] = {"data": {}} if takes_data else {}
         process._register_pipe_readers(stdout, stderr, requests, logs, **earlier)
         process.selector.register(
             cls.zygote, selectors.EVENT_READ, (lambda _: tracker.hear(), _unregister(process.selector))
@@ -319,7 +319,10 @@ class WarmCoordinator:
     """Airflow's hook for executing a task in another way (``[sdk] coordinators``, from 3.3)."""
 
     def execute_task(self, *, subprocess_logs_to_stdout: bool = False, **kwargs: Any) -> Any:
-        """What stock's coordinator for Python does, with our class."""
+        """What stock's coordinator for Python does, with our class.
+
+        A supervisor's own output is the daemon's log: what tasks write is not repeated there, whatever is asked for.
+        """
         from airflow.sdk.execution_time.coordinator import BaseCoordinator
 
         for unknown in set(kwargs) - {"what", "dag_rel_path", "bundle_info", "client", "logger", "sentry_integration"}:

@@ -30,7 +30,7 @@ from headrace_airflow.store import image
 _WORD: Final = struct.Struct("=Q")
 _HEAD: Final = struct.Struct("=QQ")
 _ENDED: Final = 1
-_MAPPED_FROM: Final = 1 << 16
+_MAPPED_FROM_BYTES: Final = 1 << 16
 """A shorter chunk is read, a longer one mapped."""
 
 
@@ -158,7 +158,7 @@ def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 def _view(fd: int, offset: int, length: int) -> memoryview:
     """Private, writable memory with this part of the file."""
-    if length < _MAPPED_FROM:
+    if length < _MAPPED_FROM_BYTES:
         return memoryview(bytearray(os.pread(fd, length, offset)))
     start = offset // mmap.PAGESIZE * mmap.PAGESIZE
     mapped = mmap.mmap(fd, offset - start + length, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=start)

@@ -82,7 +82,3 @@ def _names(text: str, known: Iterable[str]) -> list[str]:
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -107,14 +107,14 @@ class Variant:
         return not self.module or find_spec(self.module) is not None
 
 
-HEADRACE = "headrace_airflow.HeadraceExecutor"
+OURS = "headrace_airflow.HeadraceExecutor"
 STOCK = Variant("local", "LocalExecutor")
 VARIANTS = (
     STOCK,
-    Variant("headrace", HEADRACE, module="headrace_airflow.executor"),
+    Variant("headrace", OURS, module="headrace_airflow.executor"),
     Variant(
         "headrace+xcom",
-        HEADRACE,
+        OURS,
         ITEMS_AS_XCOM,
         module="headrace_airflow.xcom",
     ),

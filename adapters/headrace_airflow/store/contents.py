@@ -28,8 +28,9 @@ Record = dict[str, Any]
 
 _SWEEP_FIRST_S: Final = 30.0
 _SWEEP_EVERY_S: Final = 86400.0
-_POOL_SHARE: Final = 4
-_POOL_MOST: Final = 2 << 30
+_POOL_SHARE: Final = 0.25
+"""Of the budget: what may be kept of memory that nobody uses."""
+_POOL_MOST_BYTES: Final = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Content:
     """The descriptor is of a segment, not of a file."""
 
 
+# Told what became of a request, at once or later: `reserve`'s, `put_small`'s, `get`'s.
 Given: TypeAlias = "Callable[[Room | Refusal], None]"
 Stored: TypeAlias = "Callable[[Refusal | None], None]"
 Found: TypeAlias = "Callable[[Content | Refusal], None]"
@@ -86,7 +88,7 @@ class Contents:
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.budget_bytes, settings.ttl_s, settings.grace_s, settings.warm_s)
-        self._pool = segments.Pool(min(_POOL_MOST, settings.budget_bytes // _POOL_SHARE))
+        self._pool = segments.Pool(min(_POOL_MOST_BYTES, int(_POOL_SHARE * settings.budget_bytes)))
         self._writer = HelperLane(f"writer-{uuid.uuid4().hex}", settings)
         self._reader = HelperLane("reader", settings)
         self.lanes = (self._writer, self._reader)
@@ -117,7 +119,7 @@ class Contents:
         given(room)
 
     def put(self, record: Record, room: Room) -> None:
-        """An image was written."""
+        """An image was written into the room, which belongs to this object from now on."""
         self._put(Content(record, fd=room.fd, reusable=room.place == "memory"), room.ticket, room.place)
 
     def put_small(self, record: Record, data: bytes, stored: Stored) -> None:

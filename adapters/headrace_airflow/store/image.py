@@ -20,7 +20,6 @@ _MAGIC: Final = b"HEADRXC1"
 _END: Final = b"HEADRXCF"
 _COUNT: Final = struct.Struct("<8sQ")
 _FOOTER_LENGTH: Final = struct.Struct("<I8s")
-HEAD_BYTES: Final = _COUNT.size
 TAIL_BYTES: Final = _FOOTER_LENGTH.size
 MOST_FOOTER_BYTES: Final = 1 << 16
 
@@ -56,7 +55,7 @@ def split(image: memoryview) -> list[memoryview]:
     Raises:
         BadImageError: it is none, or parts reach past its end.
     """
-    if image.nbytes < HEAD_BYTES:
+    if image.nbytes < _COUNT.size:
         raise BadImageError(f"{image.nbytes} bytes are too few for a stored value")
     magic, count = _COUNT.unpack_from(image)
     if magic != _MAGIC or not 0 < count <= image.nbytes // 8:

@@ -26,10 +26,10 @@ _MFD_NOEXEC_SEAL: Final = 0x8
 _FIT: Final = 1.25
 """A segment is used again if it is at most so many times as large as the value."""
 
-_LEAST_REUSED: Final = 1 << 20
-_POPULATE_STEP: Final = 64 << 20
-_WRITE_MOST: Final = 1 << 30
-_SLOW_FROM: Final = 64 << 20
+_LEAST_REUSED_BYTES: Final = 1 << 20
+_POPULATE_STEP_BYTES: Final = 64 << 20
+_WRITE_MOST_BYTES: Final = 1 << 30
+_SLOW_FROM_BYTES: Final = 64 << 20
 
 
 def create(size_bytes: int) -> int:
@@ -75,7 +75,7 @@ def spill_file(folder: str, size_bytes: int) -> int:
 
 def let_go(fd: int) -> None:
     """Closes a segment or a file. Freeing a GiB takes 40 ms: the caller does not wait for that."""
-    if os.fstat(fd).st_size < _SLOW_FROM:
+    if os.fstat(fd).st_size < _SLOW_FROM_BYTES:
         os.close(fd)
     else:
         threading.Thread(target=os.close, args=(fd,), name="headrace-let-go", daemon=True).start()
@@ -112,8 +112,8 @@ def fill(fd: int, parts: Sequence[bytes | memoryview], *, used_before: bool) -> 
 def _copy(fd: int, placed: list[tuple[int, memoryview]], length: int) -> None:
     memory = kernel.map_file(fd, 0, -(-length // PAGE) * PAGE, shared=True)
     address = kernel.address_of(memory)
-    for start in range(0, length, _POPULATE_STEP):
-        kernel.populate(address + start, min(_POPULATE_STEP, len(memory) - start))
+    for start in range(0, length, _POPULATE_STEP_BYTES):
+        kernel.populate(address + start, min(_POPULATE_STEP_BYTES, len(memory) - start))
     for offset, part in placed:
         if part.nbytes:
             kernel.copy(address + offset, part)
@@ -123,7 +123,7 @@ def _copy(fd: int, placed: list[tuple[int, memoryview]], length: int) -> None:
 def _write(fd: int, part: memoryview, offset: int) -> None:
     done = 0
     while done < part.nbytes:
-        done += os.pwrite(fd, part[done : done + _WRITE_MOST], offset + done)
+        done += os.pwrite(fd, part[done : done + _WRITE_MOST_BYTES], offset + done)
 
 
 class Pool:
@@ -138,7 +138,7 @@ class Pool:
     def give(self, fd: int) -> None:
         """Takes a segment over: to be used again if that is safe and worth it."""
         capacity = os.fstat(fd).st_size
-        if not _LEAST_REUSED <= capacity <= self._most_bytes or not is_alone(fd):
+        if not _LEAST_REUSED_BYTES <= capacity <= self._most_bytes or not is_alone(fd):
             let_go(fd)
             return
         self._idle.append((time.monotonic(), capacity, fd))

@@ -21,8 +21,8 @@ from urllib.parse import quote, unquote
 from headrace_airflow.store import image
 from headrace_airflow.store.ledger import Slot
 
-_CHUNK: Final = 8 << 20
-_LARGE: Final = 16 << 20
+_CHUNK_BYTES: Final = 8 << 20
+_LARGE_BYTES: Final = 16 << 20
 _ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "r2", "memory"})
 _LONGEST_NAME: Final = 120
 _PARTIAL_LASTS_S: Final = 86400.0
@@ -105,7 +105,7 @@ def read(url: str, options: dict[str, Any], id: str, target: int | None) -> int 
     fs, where = _open_fs(url, options)
     done = 0
     with fs.open(where, "rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(_CHUNK_BYTES):
             _write_all(target, chunk, done)
             done += len(chunk)
     _verify(target, id, done)
@@ -212,7 +212,7 @@ def _write_local(path: Path, source: int | bytes, size_bytes: int, info: dict[st
     try:
         done = 0
         for chunk in _with_footer(source, size_bytes, info):
-            _bypass_cache(fd, size_bytes >= _LARGE and chunk.nbytes == _CHUNK)
+            _bypass_cache(fd, size_bytes >= _LARGE_BYTES and chunk.nbytes == _CHUNK_BYTES)
             done += _write_all(fd, chunk, done)
         os.fdatasync(fd)
         partial.rename(path)
@@ -259,7 +259,7 @@ def _chunks(source: int | bytes, size_bytes: int) -> Iterator[memoryview]:
     if isinstance(source, bytes):
         yield memoryview(source)
         return
-    memory = mmap.mmap(-1, _CHUNK)  # begins with a page, as writing past the page cache demands
+    memory = mmap.mmap(-1, _CHUNK_BYTES)  # begins with a page, as writing past the page cache demands
     done = 0
     while done < size_bytes:
         count = os.preadv(source, [memoryview(memory)[: size_bytes - done]], done)
