@@ -1,8 +1,10 @@
-"""Heartbeats for parked tasks: one after another, and what is done when the API server does not answer as it should."""
+"""Parked tasks: what wakes them, and their heartbeats, also when the API server does not answer as it should."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +14,107 @@ from typing import Any
 import pytest
 
 from headrace_airflow import internals, wire
+from headrace_airflow.forks import Child
 from headrace_airflow.internals import Refused
+from headrace_airflow.loop import Loop
+from headrace_airflow.parking import Parking
 from headrace_airflow.pulse import Pulse
 from headrace_airflow.wire import Channel, Message
 
 Send = Callable[[str, str, str, int], str]
+
+
+class Node:
+    """A daemon that parks tasks; a task's other ends, and the pulse's, are the test's."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.parking = Parking(self.loop, self._start_pulse, self._wake)
+        self.woken: list[tuple[str, bool]] = []
+        self.records: list[Message] = []
+
+    def park(self, key: str) -> list[socket.socket]:
+        """Parks a task; the ends that it has of its connections, the last of which is the zygote's."""
+        pairs = [socket.socketpair() for _ in range(5)]
+        *connections, zygote = [ours.detach() for ours, _ in pairs]
+        descriptors = [*connections, os.pidfd_open(os.getpid()), zygote]
+        record = {"pid": 7, "token": "old"}
+        self.parking.park(key, {"ti": {"id": f"ti {key}"}}, "http://server/", record, descriptors)
+        return [theirs for _, theirs in pairs]
+
+    def _start_pulse(self, hear: Callable[[Message], None], exited: Callable[[int], None]) -> Child:
+        ours, theirs = wire.pair()
+        self.pulse, self.pulse_exited = Channel(theirs), exited
+        self.loop.listen(ours, hear, lambda: None)
+        return Child(ours, exited)
+
+    def _wake(self, key: str, look: bool) -> None:
+        self.woken.append((key, look))
+        record, descriptors = self.parking.leave(key)
+        self.records.append(record)
+        for fd in descriptors:
+            os.close(fd)
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    made = Node()
+    yield made
+    made.pulse.close()
+    made.loop.turn(0.0)  # sees that, and closes its own end
+    made.loop._selector.close()
+
+
+@pytest.mark.parametrize("which", range(5), ids=["requests", "stdout", "stderr", "logs", "zygote"])
+def test_whatever_a_task_does_wakes_it(node: Node, which: int) -> None:
+    ends = node.park("a")
+    node.loop.turn(0.0)
+    assert node.woken == []
+    ends[which].send(b"!")
+    node.loop.turn(30.0)
+    assert node.woken == [("a", False)]
+    for end in ends:
+        end.close()
+
+
+def test_a_pulse_beats_for_those_that_are_parked_and_ends_with_the_last(node: Node) -> None:
+    ends = [*node.park("a"), *node.park("b")]
+    assert [told(node.pulse) for _ in range(2)] == [beat("a"), beat("b")]
+    node.parking.drop("a")
+    assert told(node.pulse) == {"t": "rest", "id": "a"}
+    node.parking.drop("b")
+    assert told(node.pulse) == {"t": "rest", "id": "b"}
+    assert node.pulse.wait(30.0) is None
+    assert node.pulse.closed
+    for end in ends:
+        assert end.recv(1) == b"", "its zygote sees that, and kills it"
+        end.close()
+
+
+def test_what_the_api_server_wants_of_a_task_wakes_it_with_its_last_token(node: Node) -> None:
+    ends = node.park("a")
+    node.pulse.send({"t": "token", "id": "a", "token": "new"})
+    node.pulse.send({"t": "wake", "id": "gone"})
+    node.pulse.send({"t": "wake", "id": "a"})
+    node.loop.turn(30.0)
+    assert node.woken == [("a", True)]
+    assert node.records == [{"pid": 7, "token": "new"}]
+    for end in ends:
+        end.close()
+
+
+def test_without_a_pulse_all_are_woken_and_the_next_has_another(node: Node) -> None:
+    ends = [*node.park("a"), *node.park("b")]
+    first = node.pulse
+    node.pulse_exited(-9)
+    assert node.woken == [("a", False), ("b", False)]
+    ends += node.park("c")
+    assert node.pulse is not first
+    node.parking.drop("c")
+    for end in ends:
+        end.close()
+    first.close()
+    node.loop.turn(30.0)
 
 
 @contextmanager
