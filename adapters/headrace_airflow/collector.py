@@ -6,12 +6,15 @@ while, and the scheduler must not wait.
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+_log = logging.getLogger(__name__)
 
 COMMAND: Final = (sys.executable, "-m", "airflow", "headrace", "store", "--collect")
 
@@ -31,18 +34,17 @@ class Collector:
         self._process: subprocess.Popen[bytes] | None = None
 
     def look(self) -> None:
-        """Starts the process if it is due; to be called now and then. Does not wait for it.
-
-        Raises:
-            OSError: it cannot be started.
-        """
+        """Starts the process if it is due; to be called now and then. Does not wait for it, and never raises."""
         if self._process is not None and self._process.poll() is None:
             return
         self._process = None
         if self._every_s and time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + self._every_s
-            with self._log_file.open("ab") as log:
-                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            try:
+                with self._log_file.open("ab") as log:
+                    self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            except OSError as error:  # no process or no disk is left: the scheduler goes on, and the next time may do
+                _log.warning("deleted XComs are not looked for now: %s", error)
 
     def close(self) -> None:
         """Ends the process; the next one does what it has not done."""

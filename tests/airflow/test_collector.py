@@ -48,6 +48,16 @@ def test_it_may_be_switched_off(tmp_path: Path) -> None:
     collector.close()
 
 
+def test_one_that_cannot_be_started_is_left_for_the_next_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    collector = Collector(0.01, tmp_path / "log", (str(tmp_path / "turn"),))
+    wait_until(lambda: turns(collector, tmp_path / "log") or caplog.messages, "a first attempt")
+    assert "are not looked for now" in caplog.messages[0]
+    (tmp_path / "turn").write_text("#!/bin/sh\necho turn\n")
+    (tmp_path / "turn").chmod(0o700)
+    wait_until(lambda: turns(collector, tmp_path / "log"), "a turn")
+    collector.close()
+
+
 @pytest.mark.parametrize("data", [None, {}, "id"], ids=repr)
 def test_a_damaged_row_keeps_nothing_and_stops_nobody(data: Any) -> None:
     reference = {"__classname__": CLASSNAME, "__version__": 1, "__data__": {"id": "kept"}}
