@@ -12,17 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from stores import MIB, SLOT, copies, get, put
 
-from headrace.store.pickling import pack, unpack
 from headrace.testing import wait_until
 from headrace_airflow.hosted_store import HostedStore
 from headrace_airflow.loop import Loop
-from headrace_airflow.store.client import Record, StoreClient, start_service
-from headrace_airflow.store.ledger import Slot
+from headrace_airflow.store.client import StoreClient, start_service
 from headrace_airflow.store.service import StoreService
 from headrace_airflow.store.settings import StoreSettings
 
-MIB = 1 << 20
 TICK_S = 0.05
 
 
@@ -77,22 +75,9 @@ def client(settings: StoreSettings) -> Iterator[StoreClient]:
         yield found
 
 
-def put(client: StoreClient, value: object, key: str = "key") -> Record:
-    return client.put(Slot("dag", "run", "task", -1, key), pack(value), "", "")
-
-
-def get(client: StoreClient, record: Record) -> object:
-    data, *buffers = client.get(record)
-    return unpack(data, buffers)
-
-
 def serving_pid(client: StoreClient) -> int:
     status = client.ask("status")
     return status["pid"] if status is not None else 0
-
-
-def copies(settings: StoreSettings) -> list[Path]:
-    return list(Path(settings.url).rglob("*.headrace"))
 
 
 def test_tasks_find_the_daemons_store(settings: StoreSettings, client: StoreClient) -> None:
@@ -107,7 +92,7 @@ def test_tasks_find_the_daemons_store(settings: StoreSettings, client: StoreClie
 
 def test_an_end_waits_for_every_durable_copy(settings: StoreSettings, client: StoreClient) -> None:
     with hosting(settings):
-        records = [put(client, bytearray(4 * MIB), str(n)) for n in range(4)]
+        records = [put(client, bytearray(4 * MIB), SLOT._replace(key=str(n))) for n in range(4)]
     assert len(copies(settings)) == len(records)
 
 
