@@ -6,9 +6,11 @@ The tree, and what ends each part of it::
     ├── store's I/O     ends when its jobs are done
     └── origin          killed with the daemon (parent-death signal)
         ├── supervisor      killed with the origin; its zygote then kills its task
+        ├── pulse           killed with the origin
         └── zygote          killed with the origin
             ├── task            killed with the zygote; a process group of its own
-            └── task's worker   killed with the zygote, and when its task has ended; in the group of the task
+            ├── task's worker   killed with the zygote, and when its task has ended; in the group of the task
+            └── ahead of one    likewise, in a group of its own until it has a task
 """
 
 from __future__ import annotations
