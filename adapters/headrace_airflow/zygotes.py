@@ -4,7 +4,8 @@
        │    ◀──parsed / offer / ahead──
        └── events ──▶ Admission, which decides what follows from them
 
-A zygote that cannot hold its file ends, but is remembered: until the file changes its tasks parse for themselves.
+A zygote that cannot hold its file ends, but is remembered: until the file changes its tasks parse for themselves. One
+that has turned out so later, by an import for its tasks (preload.py), only gets no further task.
 """
 
 from __future__ import annotations
