@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import at_exit, config
 from headrace.background import start_aside
-from headrace.errors import ConfigError, InternalError, StreamError, raised_in
+from headrace.errors import ConfigError, InternalError, NoThreadError, StreamError, raised_in
 from headrace.event_loops import hide_event_loop
 from headrace.graph import Graph, resting_collector
 from headrace.observe import status, timeline
@@ -429,7 +429,9 @@ class Engine:
                 try:
                     mine = self._decide(events, slot, after)
                 except BaseException as error:  # whatever it was, nobody knows how far the change has come
-                    self._crash(error, after)
+                    report = InternalError(f"the scheduler broke: {error!r}")
+                    report.__cause__ = error
+                    self._crash(report, after)
                     if raised_in(error).partition(".")[0] != "headrace":
                         raise  # the user's code did
             try:
@@ -479,10 +481,8 @@ class Engine:
         if type(stream) is Stream:
             stream.expect(command.readers, command.coming)
 
-    def _crash(self, error: BaseException, after: After) -> None:
-        """An invariant broke: every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
-        report = InternalError(f"the scheduler broke: {error!r}")
-        report.__cause__ = error
+    def _crash(self, report: BaseException, after: After) -> None:
+        """It cannot go on: every waiting caller is told, and the runtime begins afresh, so that it stays usable."""
         fail_futures, close_lane = self._begin_afresh(report)
 
         def clear_up() -> None:
@@ -494,10 +494,10 @@ class Engine:
         except RuntimeError:  # no thread is left for this process
             after.append(clear_up)
 
-    def _threads_failed(self, error: BaseException) -> None:
+    def _threads_failed(self, report: NoThreadError) -> None:
         after: After = []
         with self._lock:
-            self._crash(error, after)
+            self._crash(report, after)
         for action in after:
             action()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from headrace import testing
+from headrace.errors import NoThreadError
 from headrace.graph import Graph
 from headrace.runtime import Runtime
 
@@ -97,3 +98,25 @@ def test_what_needs_no_thread_runs_when_none_is_left(monkeypatch: pytest.MonkeyP
     with Runtime(lane="inline") as rt, monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         assert rt.run(graph) == [2, 2]
+
+
+@pytest.mark.parametrize("lane", ["auto", "threads"])
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_needs_a_thread_says_so_when_none_is_left(lane: str, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    started: list[str] = []
+
+    def start_few(thread: threading.Thread) -> None:
+        if thread.name.removeprefix("headrace-").isdigit():
+            started.append(thread.name)
+            if len(started) > left:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    graph = Graph(list("abcd"), [(testing.slow, (1, 0.05), None, ())] * 4, [()] * 4, ["f"] * 4, [0, 1, 2, 3])
+    with Runtime(lane=lane, num_workers=2) as rt:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start_few)
+            with pytest.raises(NoThreadError, match="ulimit -u"):
+                rt.run(graph)
+        assert rt.run(graph) == [1] * 4

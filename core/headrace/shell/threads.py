@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.config import Settings
+from headrace.errors import NoThreadError
 from headrace.lanes.slots import Batch, Failure, Opening, Watch, run_batch
 from headrace.sched import commands as c
 from headrace.sched import events as e
@@ -44,7 +45,7 @@ class SlotThreads:
         settings: for streams.
         waits_for: given a task that has not begun, those that it waits for; if it is in the batch of a slot, that slot.
         unfinished: given a job, the tasks that its caller waits for.
-        failed_to_start: told why a thread could not be started.
+        failed_to_start: told that a thread could not be started.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class SlotThreads:
         settings: Settings,
         waits_for: Callable[[int], tuple[list[int], int | None]],
         unfinished: Callable[[int], list[int]],
-        failed_to_start: Callable[[BaseException], object],
+        failed_to_start: Callable[[NoThreadError], object],
     ) -> None:
         self._jobs = jobs
         self._post = post
@@ -129,9 +130,9 @@ class SlotThreads:
         thread = threading.Thread(target=self._serve, args=(slot, mailbox), name=f"headrace-{slot}", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # no thread is left for this process
-            self._failed_to_start(error)
-            raise
+        except RuntimeError:
+            self._failed_to_start(NoThreadError())
+            return
         self._threads.add(thread)
         for ended in [thread for thread in list(self._threads) if not thread.is_alive()]:
             self._threads.discard(ended)
