@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import socket
@@ -11,16 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from headrace_airflow import places, wire
+from headrace_airflow import places, sources, wire
 from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Channel, Message
 
 _BOOTSTRAP: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from headrace_airflow.daemon import main; main(*sys.argv[2:5])"
+    "from headrace_airflow.daemon import main; main(*sys.argv[2:6])"
 )
 _POLL_S: Final = 0.02
 _LARGEST_LOG_BYTES: Final = 10_000_000
@@ -34,15 +37,49 @@ _HIDDEN: Final = (
 """What neither the daemon nor tasks need, with their ``_CMD`` and ``_SECRET`` forms: with the first of them a task
 could make a token for any other."""
 _NO_DATABASE: Final = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////airflow-db-not-allowed/airflow.db"}
+_OF_ONE_START: Final = frozenset({
+    "INVOCATION_ID", "JOURNAL_STREAM", "OLDPWD", "PWD", "SHLVL", "SYSTEMD_EXEC_PID", "_",
+})  # fmt: skip
+"""What shells and service managers give to each process anew."""
 
 
-def connect(place: Path, role: str, timeout_s: float = 5.0) -> Channel | None:
+@dataclass(frozen=True)
+class Setup:
+    """What a daemon is started with.
+
+    Args:
+        settings: the daemon's settings.
+        environ: the environment of tasks; secrets that tasks must not have are taken out.
+        store: settings of the node's store, as JSON; empty: the daemon shall not host it.
+        config: Airflow's configuration file.
+    """
+
+    settings: Settings
+    environ: Mapping[str, str]
+    store: str = ""
+    config: str = ""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The same for all that would run tasks alike: with these settings, this Python and what is installed now."""
+        kept = {name: value for name, value in environment(self.environ).items() if name not in _OF_ONE_START}
+        try:
+            config = Path(self.config).read_text(encoding="utf-8", errors="replace")
+        except OSError:  # there is none
+            config = ""
+        packages = [sources.signature(folder) for folder in sources.package_folders()]
+        parts = [sys.executable, _path(), kept, dataclasses.asdict(self.settings), self.store, config, packages]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def connect(place: Path, role: str, timeout_s: float = 5.0, fingerprint: str = "") -> Channel | None:
     """A connection to the daemon of a folder; ``None``: there is none, or it is just ending, or another user's.
 
     Args:
         place: the daemon's folder.
         role: who asks; a daemon stays as long as a ``scheduler`` is connected, all others are alike to it.
         timeout_s: how long to wait for its answer.
+        fingerprint: a scheduler's ``Setup.fingerprint``: where it is another one than the daemon's, this makes way.
 
     Raises:
         PermissionError: the folder is another user's.
@@ -60,8 +97,9 @@ def connect(place: Path, role: str, timeout_s: float = 5.0) -> Channel | None:
         sock.close()
         return None
     channel = Channel(sock)
-    channel.send({"t": "hello", "role": role})
-    if channel.wait(timeout_s) is None:
+    channel.send({"t": "hello", "role": role, "fingerprint": fingerprint})
+    welcome = channel.wait(timeout_s)
+    if welcome is None or welcome[0].get("ends"):
         channel.close()
         return None
     return channel
@@ -89,19 +127,15 @@ def running(place: Path) -> bool:
         os.close(lock)
 
 
-def launch(
-    place: Path, settings: Settings, log_file: Path, environ: Mapping[str, str] | None = None, store: str = ""
-) -> None:
+def launch(place: Path, setup: Setup, log_file: Path) -> None:
     """Starts a daemon; returns before it listens. If there is one already, the new one goes away again.
 
     It is no child of this process's, but of the one that adopts orphans, and has a session of its own.
 
     Args:
         place: the daemon's folder.
-        settings: the daemon's settings.
+        setup: what it is started with.
         log_file: what it, its supervisors and its zygotes have to say goes here.
-        environ: the environment of tasks; secrets that tasks must not have are taken out.
-        store: settings of the node's store, as JSON; empty: the daemon shall not host it.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     if log_file.exists() and log_file.stat().st_size > _LARGEST_LOG_BYTES:
@@ -109,16 +143,20 @@ def launch(
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-c", _BOOTSTRAP, json.dumps([p for p in sys.path if p])),
-                *(os.fspath(place), json.dumps(dataclasses.asdict(settings)), store),
+                *(sys.executable, "-c", _BOOTSTRAP, json.dumps(_path()), os.fspath(place)),
+                *(json.dumps(dataclasses.asdict(setup.settings)), setup.store, setup.fingerprint),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment(os.environ if environ is None else environ),
+            env=environment(setup.environ),
             start_new_session=True,
         )
     process.wait()  # it has forked away
+
+
+def _path() -> list[str]:
+    return [folder for folder in sys.path if folder]
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -128,20 +166,12 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **_NO_DATABASE}
 
 
-def connect_or_launch(
-    place: Path,
-    settings: Settings,
-    log_file: Path,
-    role: str,
-    timeout_s: float = 30.0,
-    environ: Mapping[str, str] | None = None,
-    store: str = "",
-) -> Channel:
+def connect_or_launch(place: Path, setup: Setup, log_file: Path, role: str, timeout_s: float = 30.0) -> Channel:
     """A connection to the folder's daemon, which is started if there is none. Blocks until it listens.
 
     Args:
         place: as for ``connect``, like ``role``.
-        settings: as for ``launch``, like all that is not named here.
+        setup: as for ``launch``, like ``log_file``.
         timeout_s: how long all of it may take.
 
     Raises:
@@ -150,10 +180,10 @@ def connect_or_launch(
     deadline = time.monotonic() + timeout_s
     launched_at = float("-inf")
     while time.monotonic() < deadline:
-        if (channel := connect(place, role)) is not None:
+        if (channel := connect(place, role, fingerprint=setup.fingerprint)) is not None:
             return channel
         if not running(place) and time.monotonic() - launched_at > 2.0:
-            launch(place, settings, log_file, environ, store)
+            launch(place, setup, log_file)
             launched_at = time.monotonic()
         time.sleep(_POLL_S)  # nothing tells when it listens
     raise TimeoutError(f"no Headrace daemon answered within {timeout_s:.0f} s; see {log_file}")

@@ -47,7 +47,9 @@ def status(args: Any) -> None:
     limits = answer["limits"]
     _print(
         f"daemon {answer['pid']}, up {time.time() - answer['since']:.0f} s, {answer['schedulers']} scheduler(s), "
-        f"{len(answer['supervisors'])} supervisor(s)" + (", drained" if answer["drained"] else "")
+        f"{len(answer['supervisors'])} supervisor(s)"
+        + (", drained" if answer["drained"] else "")
+        + (", outdated: ends when nothing runs" if answer["outdated"] else "")
     )
     _print(f"limits: {limits['cpus']:g} cpus, {limits['memory_bytes'] / 2**30:.1f} GiB, {limits['tasks']} tasks")
     for task in answer["tasks"]:

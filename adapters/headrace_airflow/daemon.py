@@ -4,8 +4,10 @@
     airflow headrace …  ══ socket ══▶   │ ◀═══ one connection to each of them
                                         └── Admission decides, this module carries out
 
-It starts when an executor needs it, and ends when it has had neither a scheduler nor a task for ``linger_s``. What it
-has started ends with it, however it ends (processes.py). Where HeadraceXCom is in use it also hosts the node's store
+It starts when an executor needs it, and ends when it has had neither a scheduler nor a task for ``linger_s``. It also
+ends, as soon as it runs nothing, when every scheduler that has come has another environment, other settings or other
+packages than it was started with: they start another one, and send that what had not started. What it has started ends
+with it, however it ends (processes.py). Where HeadraceXCom is in use it also hosts the node's store
 (hosted_store.py), which finishes its durable copies first.
 
 From clients: hello, submit, revoke, adopt, look, drain, evict, status, stop. To schedulers: started, reported, ended;
@@ -72,8 +74,9 @@ class _Task:
 class Daemon:
     """Owns every connection and carries out what ``Admission`` decides."""
 
-    def __init__(self, place: Path, settings: Settings, store: str = "") -> None:
+    def __init__(self, place: Path, settings: Settings, store: str = "", fingerprint: str = "") -> None:
         self._place = place
+        self._fingerprint = fingerprint
         self._settings = settings
         s = settings
         limits = Limits(s.cpus, s.memory_bytes, s.tasks, s.patience_s, s.zygote_idle_s, s.zygotes, s.longest_wait_s)
@@ -82,6 +85,8 @@ class Daemon:
         self.store = HostedStore(store, self._loop, _log)
         self._clients: dict[Channel, str] = {}
         """The role of each client: scheduler, or anything else."""
+        self._fingerprints: dict[Channel, str] = {}
+        """Of what each scheduler would start a daemon with."""
         self._tasks: dict[str, _Task] = {}
         self._ends: dict[str, Message] = {}
         """How the last workloads ended."""
@@ -155,6 +160,22 @@ class Daemon:
             self._needed_at = now
         elif now - self._needed_at >= self._settings.linger_s:
             self.stop()
+        self._make_way()
+
+    @property
+    def _is_outdated(self) -> bool:
+        """Whether none of the schedulers that are connected would start a daemon as this one was started."""
+        came = set(self._fingerprints.values())
+        return bool(came) and not came & {self._fingerprint, ""}
+
+    def _make_way(self) -> bool:
+        """Ends if it is outdated and runs nothing; not while it is drained, which another one would not be."""
+        runs = any(task.state != "waiting" for task in self._tasks.values())
+        if runs or self._machine.drained or not self._is_outdated:
+            return False
+        _log("makes way: the scheduler has another environment, other settings or other packages")
+        self.stop()
+        return True
 
     def _measure(self) -> None:
         groups = {task.pid: key for key, task in self._tasks.items() if task.pid}
@@ -178,6 +199,7 @@ class Daemon:
 
     def _lose_client(self, client: Channel) -> None:
         del self._clients[client]
+        self._fingerprints.pop(client, None)
         for task in self._tasks.values():
             if task.owner is client:
                 task.owner = None
@@ -185,8 +207,7 @@ class Daemon:
     def _hear(self, client: Channel, message: Message) -> None:
         match message.get("t"):
             case "hello":
-                self._clients[client] = message["role"]
-                client.send({"t": "welcome"})
+                self._welcome(client, message)
             case "submit":
                 self._submit(client, message)
             case "revoke":
@@ -209,6 +230,15 @@ class Daemon:
             case "stop":
                 client.send({"t": "done"})
                 self.stop()
+
+    def _welcome(self, client: Channel, message: Message) -> None:
+        self._clients[client] = message["role"]
+        if message["role"] == "scheduler":
+            self._fingerprints[client] = message.get("fingerprint", "")
+        ends = self._make_way()
+        client.send({"t": "welcome", "ends": ends})
+        if client in self._fingerprints and self._is_outdated:
+            client.send({"t": "outdated"})
 
     def _submit(self, client: Channel, message: Message) -> None:
         key = message["id"]
@@ -246,6 +276,7 @@ class Daemon:
             "pid": os.getpid(),
             "since": self._started,
             "drained": self._machine.drained,
+            "outdated": self._is_outdated,
             "limits": {"cpus": limits.cpus, "memory_bytes": limits.memory_bytes, "tasks": limits.tasks},
             "schedulers": sum(role == "scheduler" for role in self._clients.values()),
             "memory": {"total_bytes": total_bytes, "free_bytes": free_bytes},
@@ -280,7 +311,7 @@ class Daemon:
 
     def _handle(self, event: admission.Event) -> None:
         pending = [event]
-        while pending:
+        while pending and not self._stopping:
             for command in self._machine.handle(pending.pop(0), time.monotonic()):
                 if answer := self._perform(command):
                     pending.append(answer)
@@ -410,6 +441,7 @@ class Daemon:
         self._ends[key] = message  # also when it was told: a scheduler may be killed before it has read it
         while len(self._ends) > _KEPT_ENDS:
             del self._ends[next(iter(self._ends))]
+        self._make_way()
         self._handle(admission.TaskEnded(key, task.succeeded))
 
     @staticmethod
@@ -445,13 +477,14 @@ def _log(text: str) -> None:
     sys.stderr.flush()
 
 
-def main(place: str, settings: str, store: str) -> NoReturn:
+def main(place: str, settings: str, store: str, fingerprint: str) -> NoReturn:
     """A daemon's whole life: takes the folder's lock, or leaves it to the daemon that has it.
 
     Args:
         place: its folder.
         settings: the fields of ``Settings``, as JSON.
         store: those of ``StoreSettings``; empty: there shall be no store.
+        fingerprint: of what it was started with; see ``client.Setup``.
     """
     if os.fork():
         os._exit(0)
@@ -461,7 +494,7 @@ def main(place: str, settings: str, store: str) -> NoReturn:
     processes.hide_memory()
     processes.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    daemon = Daemon(Path(place), Settings(**json.loads(settings)), store)
+    daemon = Daemon(Path(place), Settings(**json.loads(settings)), store, fingerprint)
     signal.signal(signal.SIGTERM, daemon.stop)
     try:
         daemon.run()

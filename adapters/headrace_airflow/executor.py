@@ -16,6 +16,8 @@ until it listens, and an adoption for its answer; ``end`` waits for all that run
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import select
 import time
@@ -78,6 +80,8 @@ class HeadraceExecutor(BaseExecutor):
         self.settings = settings.resolve(_section(self.conf), self.parallelism)
         self._place: Path | None = None
         self._daemon: Channel | None = None
+        self._makes_way = False
+        """The daemon has said that it ends when nothing runs."""
         self._keys: dict[str, Any] = {}
         """Submission → key, of what the daemon has."""
         self._active: dict[Any, str] = {}
@@ -108,6 +112,13 @@ class HeadraceExecutor(BaseExecutor):
             self._place = places.folder(AIRFLOW_HOME, database, self.team_name, self.settings.directory)
         return self._place
 
+    @functools.cached_property
+    def _setup(self) -> client.Setup:
+        """What a daemon is started with. One that was started with something else makes way as soon as it is idle."""
+        from airflow.configuration import AIRFLOW_CONFIG
+
+        return client.Setup(self.settings, _environment(), _store(), AIRFLOW_CONFIG)
+
     @property
     def log_file(self) -> Path:
         """Where the daemon, and what it starts, write what concerns no single task."""
@@ -116,9 +127,7 @@ class HeadraceExecutor(BaseExecutor):
     def start(self) -> None:
         """Finds or starts the daemon."""
         internals.connect_anew()
-        self._daemon = client.connect_or_launch(
-            self.place, self.settings, self.log_file, "scheduler", environ=_environment(), store=_store()
-        )
+        self._daemon = client.connect_or_launch(self.place, self._setup, self.log_file, "scheduler")
         self.log.info("Connected to the Headrace daemon in %s", self.place)
         self._waits_for_runs = internals.may_sleep_for_scheduler()
         if _store():
@@ -253,6 +262,12 @@ class HeadraceExecutor(BaseExecutor):
         return any(found)
 
     def _take(self, message: Message) -> bool:
+        if message["t"] == "outdated":
+            self._makes_way = True
+            self.log.warning(
+                "The Headrace daemon was started with another environment, other settings or other packages, and runs "
+                "tasks: those that come now run with these, too, until it has nothing to do"
+            )
         key = self._keys.get(message.get("id", ""))
         if key is None:
             return False
@@ -294,7 +309,9 @@ class HeadraceExecutor(BaseExecutor):
         Should one of these have started after all, the API server refuses to start it twice.
         """
         self._disconnect()
-        self.log.error("The Headrace daemon is gone; see %s", self.log_file)
+        level = logging.INFO if self._makes_way else logging.ERROR
+        self._makes_way = False
+        self.log.log(level, "The Headrace daemon is gone; see %s", self.log_file)
         for submission, key in list(self._keys.items()):
             if submission not in self._unstarted:
                 self._finish(submission, key, {"ok": False, "info": "The Headrace daemon ended, and the task with it"})
@@ -302,13 +319,13 @@ class HeadraceExecutor(BaseExecutor):
     def _reconnect(self) -> None:
         if self._daemon is not None or self._place is None or self._draining:
             return
-        self._daemon = client.connect(self.place, "scheduler", timeout_s=1.0)
+        self._daemon = client.connect(self.place, "scheduler", 1.0, self._setup.fingerprint)
         if self._daemon is not None:
             for sent in self._unstarted.values():
                 self._daemon.send(sent.message)
         elif time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
             self._launched_at = time.monotonic()
-            client.launch(self.place, self.settings, self.log_file, _environment(), _store())
+            client.launch(self.place, self._setup, self.log_file)
 
     @property
     def slots_available(self) -> int:

@@ -68,7 +68,7 @@ class Watch:
                 self._paths.add(os.path.abspath(path))
         installed = _installed()
         watched = {path for path in self._paths if not path.startswith(installed)}
-        watched.update(folder for folder in installed if folder.endswith("-packages" + os.sep))
+        watched.update(package_folders())
         return [(path, self._settled(path)) for path in sorted(watched)]
 
     def _settled(self, path: str) -> Signature:
@@ -104,6 +104,11 @@ class Watch:
 
 def _called_by_importlib() -> bool:
     return sys._getframe(2).f_code.co_filename.startswith(_IMPORTLIB)
+
+
+def package_folders() -> list[str]:
+    """Where packages are installed."""
+    return [folder for folder in _installed() if folder.endswith("-packages" + os.sep)]
 
 
 def _installed() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -233,6 +234,24 @@ else:
 """
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert found.stdout in ("1\n", "-1\n")  # -1: this kernel has no such thing
+
+
+def test_a_daemon_is_told_by_what_tasks_would_see(tmp_path: Path) -> None:
+    config = tmp_path / "airflow.cfg"
+    setup = client.Setup(resolve(None, 32), {"MINE": "x", "SHLVL": "1"}, "", str(config))
+
+    def fingerprint(**changes: Any) -> str:
+        return dataclasses.replace(setup, **changes).fingerprint
+
+    assert fingerprint() == fingerprint(environ={"SHLVL": "2", "MINE": "x", "AIRFLOW__API__SECRET_KEY": "new"})
+    others = [
+        fingerprint(environ={"MINE": "y"}),
+        fingerprint(settings=resolve(None, 16)),
+        fingerprint(store="{}"),
+        fingerprint(config=__file__),
+        fingerprint(),
+    ]
+    assert len(set(others)) == len(others)
 
 
 def test_tasks_do_not_inherit_what_would_let_them_pose_as_others() -> None:

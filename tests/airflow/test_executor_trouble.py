@@ -195,6 +195,36 @@ def test_a_jump_of_the_clock_concerns_no_task(make_airflow: Callable[..., Any], 
     assert airflow.task(run, "work").try_number == 1
 
 
+TELLS_MARK = """
+import os
+from airflow.sdk import dag, task
+
+@dag(schedule=None)
+def tells_mark():
+    task(task_id="mark")(lambda: os.environ["MARK"])()
+tells_mark()
+"""
+
+
+def test_a_scheduler_that_comes_with_other_settings_has_tasks_run_with_these(
+    make_airflow: Callable[..., Any], tmp_path: Path
+) -> None:
+    airflow = make_airflow(settings={"MARK": "old"})
+    airflow.write_dag("tells_mark.py", TELLS_MARK)
+    busy = airflow.trigger("gated_once", {"folder": str(tmp_path)})
+    wait_until((tmp_path / "said").exists, timeout_s=60)
+    airflow.kill("scheduler")
+    airflow.environment["MARK"] = "new"
+    airflow.start("scheduler")
+    assert airflow.xcom(airflow.run("tells_mark"), "mark") == "old"  # not while something runs
+    (tmp_path / "gate").touch()
+    assert airflow.wait(busy).state == "success"
+    assert airflow.task(busy, "work").try_number == 1
+    log = airflow.home.folder / "logs" / "headrace" / "daemon.log"
+    airflow.wait_until(lambda: "makes way" in log.read_text(), "the end of the first daemon")
+    assert airflow.xcom(airflow.run("tells_mark"), "mark") == "new"
+
+
 TOKEN = """
 import sys
 from airflow.executors.base_executor import BaseExecutor
