@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import enum
 import inspect
-import json
 import os
 import re
 import selectors
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import datetime, timezone
 from socket import socket, socketpair
 from typing import Any, ClassVar, Final, NoReturn
 
@@ -35,7 +32,7 @@ from airflow.sdk.execution_time.comms import SetRenderedFields
 from airflow.sdk.execution_time.supervisor import ActivitySubprocess as StockTask
 
 from headrace.obituary import describe_exit
-from headrace_airflow import streams
+from headrace_airflow import streams, task_logging
 from headrace_airflow.supervisor import NotStarted, Parked, Resumed
 from headrace_airflow.wire import Channel, Message
 
@@ -377,25 +374,9 @@ def _run_task(workload: Any, token: str, server: str) -> None:
     except NotStarted:
         raise
     except Exception as error:
-        if workload.log_path:
-            _tell_in_log(workload.log_path, error, server)
+        event = f"The task's supervisor has failed: {type(error).__name__}: {error}"
+        task_logging.tell(workload.log_path, event, detail=str(getattr(error, "detail", "")), server=server)
         raise
-
-
-def _tell_in_log(log_path: str, error: Exception, server: str) -> None:
-    """Has people find in the task's log what stock shows only in the scheduler's."""
-    from airflow.sdk.log import init_log_file
-
-    line = {
-        "timestamp": datetime.now(tz=timezone.utc).isoformat(),
-        "level": "error",
-        "logger": "headrace",
-        "event": f"The task's supervisor has failed: {type(error).__name__}: {error}",
-        "detail": str(getattr(error, "detail", "")),
-        "server": server,
-    }
-    with suppress(OSError), init_log_file(log_path).open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _coordinate(queue: str) -> None:

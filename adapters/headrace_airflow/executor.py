@@ -31,7 +31,7 @@ from airflow.executors.base_executor import BaseExecutor
 from airflow.utils.state import TaskInstanceState
 
 from headrace.errors import ConfigError
-from headrace_airflow import client, internals, places, settings, xcom
+from headrace_airflow import client, internals, places, settings, task_logging, xcom
 from headrace_airflow.collector import Collector
 from headrace_airflow.ends import End, Ends
 from headrace_airflow.newcomers import Newcomers
@@ -170,6 +170,7 @@ class HeadraceExecutor(BaseExecutor):
             try:
                 self._submit(key, workload)
             except ConfigError as error:
+                task_logging.tell(workload.log_path, str(error))
                 self.fail(key, info=str(error))
             self._submitted = True
 

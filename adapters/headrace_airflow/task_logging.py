@@ -2,12 +2,15 @@
 
 To set it up takes a task 9 ms, and touches a thousand pages of memory that it otherwise shares with the zygote. And it
 has to be there when a file is parsed: a logger that is used then keeps for ever what it finds, and so does what the
-file itself sets up.
+file itself sets up. Others who know why a task has no log of its own write there, too (``tell``).
 """
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
+from datetime import datetime, timezone
 
 _channel: int | None = None
 """In a zygote that has set it up, and in its forks: where all loggers write to."""
@@ -57,3 +60,26 @@ def undo() -> None:
         redirect(2)
         reset_logging()
         configure_logging()
+
+
+def tell(log_path: str | None, event: str, **details: str) -> None:
+    """Puts what stock shows only in the scheduler's log into a task's, too. Never raises.
+
+    Args:
+        log_path: the task's log, below the folder of all logs; ``None``: it has none.
+        event: what has happened.
+        details: what else there is to know.
+    """
+    from airflow.sdk.log import init_log_file
+
+    line = {
+        "timestamp": datetime.now(tz=timezone.utc).isoformat(),
+        "level": "error",
+        "logger": "headrace",
+        "event": event,
+        **details,
+    }
+    with suppress(OSError):
+        if log_path:
+            with init_log_file(log_path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

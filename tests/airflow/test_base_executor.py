@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import tempfile
 import time
 import uuid
@@ -241,6 +242,9 @@ class TestQueue:
         assert state == TaskInstanceState.FAILED
         assert "executor_config" in info
         assert "many" in info
+        log = executor.log_file.parent.parent / "log"
+        assert json.loads(log.read_text())["event"] == info
+        log.unlink()
 
 
 class TestWithoutADaemon:
