@@ -25,6 +25,8 @@ _BOOTSTRAP: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from headrace_airflow.daemon import main; main(*sys.argv[2:6])"
 )
+LAUNCH_AGAIN_S: Final = 2.0
+"""A daemon that has been launched, and has not taken its folder's lock after so long, is launched again."""
 _POLL_S: Final = 0.02
 _LARGEST_LOG_BYTES: Final = 10_000_000
 
@@ -182,7 +184,7 @@ def connect_or_launch(place: Path, setup: Setup, log_file: Path, role: str, time
     while time.monotonic() < deadline:
         if (channel := connect(place, role, fingerprint=setup.fingerprint)) is not None:
             return channel
-        if not running(place) and time.monotonic() - launched_at > 2.0:
+        if not running(place) and time.monotonic() - launched_at > LAUNCH_AGAIN_S:
             launch(place, setup, log_file)
             launched_at = time.monotonic()
         time.sleep(_POLL_S)  # nothing tells when it listens

@@ -10,8 +10,8 @@ packages than it was started with: they start another one, and send that what ha
 with it, however it ends (processes.py). Where HeadraceXCom is in use it also hosts the node's store
 (hosted_store.py), which finishes its durable copies first.
 
-From clients: hello, submit, revoke, adopt, look, drain, evict, status, stop. To schedulers: started, reported, ended;
-how workloads ended is kept for a scheduler that comes after one that did not hear it.
+From clients: hello, submit, revoke, adopt, look, drain, evict, status, stop. To schedulers: started, reported, ended,
+outdated; how workloads ended is kept for a scheduler that comes after one that did not hear it.
 
 A supervisor runs one workload after another, as the workers of stock's LocalExecutor do, and ends when it is idle.
 """

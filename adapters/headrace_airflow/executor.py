@@ -50,7 +50,9 @@ _GATHER_LOOPS = 2.0
 """... and for so many times the time that a loop takes, so that a slow loop leaves the machine to the tasks."""
 _CONGESTED_S = 5.0
 """A daemon that has not started a task after so long is busy with others."""
-_DRAIN_LOG_S = 30.0
+_LONGEST_REST_S = 1.0
+"""The scheduler's loop goes on after so long, even where its idle sleep is longer."""
+_DRAIN_TURN_S = 30.0
 _STOCK_RETRIES, _STOCK_LONGEST_S = 5, 90.0
 _PATIENCE = {
     "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "40",
@@ -141,7 +143,7 @@ class HeadraceExecutor(BaseExecutor):
         self._draining = True
         self.log.info("Waiting for %d running workloads; signal again not to wait", len(self._keys))
         while self._keys and self._daemon is not None:
-            self._wait(_DRAIN_LOG_S)
+            self._wait(_DRAIN_TURN_S)
             self._take_events()
         self._tell(*self._ends.due(at_once=True))
         self._disconnect()
@@ -211,7 +213,8 @@ class HeadraceExecutor(BaseExecutor):
         woken = self._take_events()
         if self._may_wait():
             gather_s = max(_GATHER_S, _GATHER_LOOPS * loop_s)
-            self._gather(now, woken, min(self._idle_sleep_s, gather_s if submitted else 1.0), gather_s)
+            longest_s = min(self._idle_sleep_s, gather_s if submitted else _LONGEST_REST_S)
+            self._gather(now, woken, longest_s, gather_s)
             woken = True  # also when nothing has happened: the loop has slept here
         if woken and self._may_close_gap():
             self._keep_awake()
@@ -324,7 +327,7 @@ class HeadraceExecutor(BaseExecutor):
         if self._daemon is not None:
             for sent in self._unstarted.values():
                 self._daemon.send(sent.message)
-        elif time.monotonic() - self._launched_at > 2.0 and not client.running(self.place):
+        elif time.monotonic() - self._launched_at > client.LAUNCH_AGAIN_S and not client.running(self.place):
             self._launched_at = time.monotonic()
             client.launch(self.place, self._setup, self.log_file)
 
