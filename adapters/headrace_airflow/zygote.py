@@ -62,6 +62,7 @@ class Zygote:
     """
 
     def __init__(self, daemon: Channel, sources: Sources, preload: bool) -> None:
+        self._pid = os.getpid()
         self._daemon = daemon
         self._sources = sources
         self._imports = Imports([path for path, _ in sources], preload)
@@ -269,7 +270,7 @@ class Zygote:
 
     def _leave(self, group: int, kept: Collection[int] = ()) -> None:
         """In a child: into its process group (0: its own), without the zygote's descriptors."""
-        processes.die_with_parent(os.getppid())
+        processes.die_with_parent(self._pid)
         os.setpgid(0, group)
         processes.be_first_to_go()
         tasks = [task.asks for task in self._tasks.values() if task.asks is not None]
