@@ -12,7 +12,8 @@ Rules
   queued for ten minutes, and too many at once are only slower, as they are in stock Airflow.
 - A zygote holds a parsed DAG file. It is replaced when a file it read has changed, never reloaded. Where a file cannot
   be held parsed (it fails, leaks threads, asks for Variables, ...), its tasks start from the bare zygote and parse for
-  themselves, as stock Airflow does; so do tasks that have waited ``patience_s`` for a parse.
+  themselves, as stock Airflow does; so do tasks that have waited ``patience_s`` for a parse. A zygote that ends by
+  itself is replaced, but not for ever: see ``_MOST_DEATHS``.
 - What runs ahead of its task (speculation.py) never keeps a task from starting.
 
     waiting ──StartTask──▶ running ──TaskEnded──▶ (gone)
@@ -40,6 +41,9 @@ FileKey: TypeAlias = tuple[str, str, str]
 
 BARE = 0
 """The number of the zygote that holds no DAG file; the daemon always has one."""
+
+_MOST_DEATHS = 3
+"""When so many zygotes of a file have ended by themselves, and no task of theirs has succeeded, it cannot be held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,10 @@ class ZygoteUnfit:
 
 @dataclass(frozen=True, slots=True)
 class ZygoteDied:
+    """It has ended by itself. ``task`` was to start from it: it has not started."""
+
     zygote: int
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +272,8 @@ class Admission:
     plenty: bool = True
     drained: bool = False
     ahead: Speculation = field(default_factory=Speculation)
+    _deaths: dict[FileKey, int] = field(default_factory=dict)
+    """How many zygotes of a file have ended by themselves, since a task of one succeeded or the file changed."""
     _arrivals: int = 0
     _numbers: int = BARE
 
@@ -282,21 +291,22 @@ class Admission:
             case TaskRevoked(task):
                 self._revoke(task, commands)
             case TaskEnded(task, succeeded):
-                self.tasks.pop(task, None)
+                self._end(task, succeeded)
                 commands += self.ahead.ended(task, succeeded, now)
             case TaskMeasured(task, cpus):
                 if found := self.tasks.get(task):
                     found.measured_cpus = cpus
             case SourcesChanged(number, task):
                 self._return(task)
-                self._forget(number, commands)
+                if zygote := self._forget(number, commands):
+                    self._deaths.pop(zygote.file, None)
             case ZygoteReady(number):
                 self._settle(number, "ready", now)
             case ZygoteUnfit(number):
                 self._settle(number, "unfit", now)
-            case ZygoteDied(number):
-                self._died(number)
-                commands += self.ahead.leave(number)
+            case ZygoteDied(number, task):
+                self._return(task)
+                self._died(number, commands)
             case MemoryMeasured(plenty):
                 self.plenty = plenty
             case Drained(on):
@@ -346,6 +356,11 @@ class Admission:
             del self.tasks[key]
             commands.append(DropTask(key))
 
+    def _end(self, key: str, succeeded: bool) -> None:
+        task = self.tasks.pop(key, None)
+        if succeeded and task is not None and task.file is not None and task.zygote != BARE:
+            self._deaths.pop(task.file, None)
+
     def _return(self, key: str) -> None:
         if task := self.tasks.get(key):
             task.running = False
@@ -354,23 +369,28 @@ class Admission:
     def _by_number(self, number: int) -> Zygote | None:
         return next((z for z in self.zygotes.values() if z.number == number), None)
 
-    def _forget(self, number: int, commands: list[Command]) -> None:
+    def _forget(self, number: int, commands: list[Command]) -> Zygote | None:
         if zygote := self._by_number(number):
             del self.zygotes[zygote.file]
             commands += self.ahead.leave(number)
             commands.append(StopZygote(number))
+        return zygote
 
     def _settle(self, number: int, state: Literal["ready", "unfit"], now: float) -> None:
         if zygote := self._by_number(number):
             zygote.state = state
             zygote.used = now
 
-    def _died(self, number: int) -> None:
-        if zygote := self._by_number(number):
-            if zygote.state == "parsing":
-                zygote.state = "unfit"  # it crashes while it parses: do not have it crash again for every task
-            else:
-                del self.zygotes[zygote.file]
+    def _died(self, number: int, commands: list[Command]) -> None:
+        zygote = self._by_number(number)
+        if zygote is None or zygote.state == "unfit":
+            return
+        deaths = self._deaths[zygote.file] = self._deaths.get(zygote.file, 0) + 1
+        if zygote.state == "parsing" or deaths >= _MOST_DEATHS:
+            zygote.state = "unfit"  # do not have it crash again for every task
+            commands += self.ahead.leave(number)
+        else:
+            self._forget(number, commands)
 
     def _retire(self, now: float, commands: list[Command]) -> None:
         in_use = {task.file for task in self.tasks.values() if not task.running}

@@ -424,7 +424,7 @@ class Daemon:
                     self._loop.forget(supervisor.child.channel)  # it ends when it sees that
                 if message.get("started") is False:
                     task.state = "waiting"
-                    self._handle(admission.SourcesChanged(task.zygote, key))
+                    self._handle(admission.ZygoteDied(task.zygote, key))
                 else:
                     self._end(key, message)
 

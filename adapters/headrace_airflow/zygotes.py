@@ -127,8 +127,5 @@ class Zygotes:
             if self._forks.ready:
                 self.start(BARE, None)
             return
-        if zygote.parsed:
-            del self._known[number]
-        else:
-            zygote.unfit = f"parsing it ended the process: {describe_exit(code)}"
+        zygote.unfit = f"{'holding' if zygote.parsed else 'parsing'} it ended the process: {describe_exit(code)}"
         self._handle(admission.ZygoteDied(number))

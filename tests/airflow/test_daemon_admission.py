@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from headrace_airflow.admission import (
     BARE,
     Admission,
+    Command,
     Drained,
     DropTask,
     Event,
@@ -68,6 +69,41 @@ def test_a_file_that_crashes_its_zygote_is_not_parsed_again_for_every_task() -> 
 def test_a_zygote_that_was_killed_later_is_replaced() -> None:
     made = machine(TaskSubmitted("a", FILE), ZygoteReady(1), ZygoteDied(1))
     assert made.handle(TaskSubmitted("b", FILE), 0.0) == [StartZygote(2, FILE)]
+
+
+def test_a_task_whose_zygote_is_gone_starts_from_the_next() -> None:
+    made = machine(TaskSubmitted("a", FILE), ZygoteReady(1))
+    assert made.handle(ZygoteDied(1, "a"), 0.0) == [StopZygote(1), StartZygote(2, FILE)]
+    assert made.handle(ZygoteDied(1), 0.0) == []
+    assert made.handle(ZygoteReady(2), 0.0) == [StartTask("a", 2)]
+
+
+def dies(made: Admission, *numbers: int) -> list[Command]:
+    """Has one zygote after the other end before it has forked its task."""
+    commands: list[Command] = []
+    for number in numbers:
+        made.handle(ZygoteReady(number), 0.0)
+        commands = made.handle(ZygoteDied(number, "a"), 0.0)
+    return commands
+
+
+def test_a_file_whose_zygotes_always_end_is_not_held_until_it_changes() -> None:
+    made = machine(TaskSubmitted("a", FILE))
+    assert dies(made, 1, 2) == [StopZygote(2), StartZygote(3, FILE)]
+    assert dies(made, 3) == [StartTask("a", BARE)]
+    made.handle(TaskEnded("a", succeeded=True), 0.0)
+    assert made.handle(TaskSubmitted("a", FILE), 0.0) == [StartTask("a", BARE)]
+    assert made.handle(SourcesChanged(3, "a"), 0.0) == [StopZygote(3), StartZygote(4, FILE)]
+    assert dies(made, 4) == [StopZygote(4), StartZygote(5, FILE)]
+
+
+def test_deaths_are_forgiven_when_a_task_of_the_next_zygote_succeeds() -> None:
+    made = machine(TaskSubmitted("a", FILE))
+    dies(made, 1, 2)
+    for event in (ZygoteReady(3), TaskEnded("a", succeeded=True), TaskSubmitted("a", FILE)):
+        commands = made.handle(event, 0.0)
+    assert commands == [StartTask("a", 3)]
+    assert made.handle(ZygoteDied(3, "a"), 0.0) == [StopZygote(3), StartZygote(4, FILE)]
 
 
 def test_changed_sources_replace_the_zygote_before_the_task_starts() -> None:

@@ -194,7 +194,7 @@ def test_it_goes_when_its_code_has_changed(node: Node) -> None:
 
 def test_it_goes_with_its_zygote(node: Node) -> None:
     node.offer("count", "read")
-    assert node.hear(ZygoteDied(ZYGOTE)) == [stop("count")]
+    assert node.hear(ZygoteDied(ZYGOTE)) == [stop("count"), StopZygote(ZYGOTE)]
 
 
 def test_a_task_that_is_killed_takes_it_along(node: Node) -> None:
