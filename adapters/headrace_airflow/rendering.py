@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import heapq
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
@@ -23,6 +24,14 @@ _DEEPEST: Final = 100
 _MOST_BITS: Final = 63
 _MOST_BITS_AS_TEXT: Final = 10_000
 """Python refuses to make text of integers that are a little larger."""
+
+
+def install() -> None:
+    """In a task, whatever executor runs it, before it shows what it has read from the store. May be called again."""
+    task_runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
+    stock = getattr(task_runner, "_serialize_template_field", None)
+    if task_runner is not None and stock is not None and not hasattr(stock, "__wrapped__"):
+        task_runner._serialize_template_field = bounded(stock)  # type: ignore[attr-defined]
 
 
 def bounded(stock: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:

@@ -22,7 +22,7 @@ from airflow.sdk.bases.xcom import BaseXCom
 
 from headrace.errors import UnpicklableError
 from headrace.store.pickling import pack
-from headrace_airflow import generators, xcom_reducers
+from headrace_airflow import generators, rendering, xcom_reducers
 from headrace_airflow.store.client import StoreClient
 from headrace_airflow.store.ledger import Slot
 from headrace_airflow.store.settings import StoreSettings, from_options
@@ -198,6 +198,7 @@ class _Result(NamedTuple):
 
 
 def _get(record: dict[str, Any]) -> Any:
+    rendering.install()
     parts = client().get(record)
     try:
         return unpickle(parts)

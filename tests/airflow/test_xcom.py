@@ -220,6 +220,16 @@ def test_the_same_lists_and_none_values() -> None:
     assert pull(push([])) == []
 
 
+def test_what_stock_cannot_show_of_an_argument_fails_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.execution_time import task_runner
+
+    monkeypatch.setattr(task_runner, "_serialize_template_field", task_runner._serialize_template_field)
+    endless: list[Any] = []
+    endless.append(endless)
+    shown = task_runner._serialize_template_field(pull(push(endless)), "op_args")
+    assert str(shown).startswith("[[[[")
+
+
 # Bad values
 
 
