@@ -23,7 +23,7 @@ import socket
 import traceback
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from headrace_airflow import containment, internals, processes, task_logging, wire, workers
 from headrace_airflow.followers import Follower, Followers
@@ -59,10 +59,12 @@ class Zygote:
         daemon: the connection to it.
         sources: of the DAG file that it holds; empty: it holds none.
         preload: whether it imports what its tasks do.
+        on_child_end: how its tasks shall handle SIGCHLD; ``None``: nobody knows.
     """
 
-    def __init__(self, daemon: Channel, sources: Sources, preload: bool) -> None:
+    def __init__(self, daemon: Channel, sources: Sources, preload: bool, on_child_end: Any) -> None:
         self._pid = os.getpid()
+        self._on_child_end = on_child_end
         self._daemon = daemon
         self._sources = sources
         self._imports = Imports([path for path, _ in sources], preload)
@@ -83,7 +85,7 @@ class Zygote:
         self._listen()  # what came together with the order to parse is in the channel, no longer in the socket
         while self._supervisors or not self._daemon.closed:
             ready = self._selector.select(0.0 if self._imports.pending else None)
-            if not ready and self._imports.pending:
+            if not ready:
                 self._import()
             for key, _ in ready:
                 if key.fileobj is self._daemon:
@@ -279,6 +281,8 @@ class Zygote:
         for pid_fd in self._children:
             os.close(pid_fd)
         self._selector.close()
+        if self._on_child_end is not None:
+            signal.signal(signal.SIGCHLD, self._on_child_end)
         self._followers.leave(kept)
         internals.reseed()
 
@@ -323,15 +327,17 @@ def main(daemon: Channel) -> None:
         processes.share_equal_pages()
     processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
     task_logging.prepare()
-    sources: Sources = []
-    if message["file"] is not None:
-        sources, unfit = _parse(*message["file"])
+    sources, unfit = _parse(*message["file"]) if message["file"] else ([], "")
+    # What the file has set up is for its tasks: it would reap them before this process does.
+    on_child_end = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if message["file"]:
+        unfit = unfit or _leaked_threads()
         daemon.send({"t": "parsed", "sources": sources, "unfit": unfit})
         if unfit:
             return
     signal.set_wakeup_fd(-1)
     _settle_objects()
-    Zygote(daemon, sources, message["preload"] and message["file"] is not None).run()
+    Zygote(daemon, sources, message["preload"] and bool(message["file"]), on_child_end).run()
 
 
 def _settle_objects() -> None:
@@ -348,7 +354,7 @@ def _parse(bundle: str, version: str, path: str) -> tuple[Sources, str]:
     except BaseException as error:  # of users' code, SystemExit included
         unfit = f"{type(error).__name__}: {error}"
     sources = watch.stop()
-    return sources, unfit or watch.unrepeatable or _leaked_threads()
+    return sources, unfit or watch.unrepeatable
 
 
 def _leaked_threads() -> str:

@@ -66,7 +66,7 @@ def triggered(airflow: Any) -> Iterator[dict[str, Any]]:
     """All runs of this module, side by side."""
     for name, (does, _) in AT_IMPORTS.items():
         airflow.write_dag(f"{name}.py", AT_IMPORT.format(name=name, does=does))
-    names = [*AT_IMPORTS, "leaks_threads", "misbehaves"]
+    names = [*AT_IMPORTS, "leaks_threads", "misbehaves", "reaps_children"]
     yield {name: airflow.trigger(name) for name in names}
     for name in AT_IMPORTS:
         (airflow.home.dags / f"{name}.py").unlink()
@@ -115,6 +115,11 @@ class TestFiles:
         assert (run.state, airflow.xcom(run, "counts")) == ("success", 2)
         log = airflow.home.folder / "logs" / "headrace" / "daemon.log"
         assert re.search(r"leaks_threads\.py.*must not be forked", log.read_text())
+
+    def test_that_reaps_children(self, airflow: Any, triggered: dict[str, Any]) -> None:
+        run = airflow.wait(triggered["reaps_children"])
+        found = [airflow.xcom(run, "starts_a_child", map_index=number) for number in range(3)]
+        assert (run.state, found) == ("success", [[0, True], [1, True], [2, True]])
 
     def test_that_asks_for_a_variable(self, airflow: Any) -> None:
         for value in ("one", "two"):
