@@ -120,6 +120,8 @@ class TestFiles:
         run = airflow.wait(triggered["reaps_children"])
         found = [airflow.xcom(run, "starts_a_child", map_index=number) for number in range(3)]
         assert (run.state, found) == ("success", [[0, True], [1, True], [2, True]])
+        log = airflow.home.folder / "logs" / "headrace" / "daemon.log"
+        assert "reaps_children.py" not in log.read_text()  # its zygote has held it, and lives
 
     def test_that_asks_for_a_variable(self, airflow: Any) -> None:
         for value in ("one", "two"):
