@@ -105,12 +105,6 @@ class StreamError(HeadraceError, RuntimeError):
 class NoThreadError(HeadraceError, RuntimeError):
     """Tasks were to run in a thread, and this process may not start another one."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "can't start new thread: the user or the container has as many as it may (see ulimit -u, and pids.max of "
-            "the cgroup); tasks of lane 'inline' need none"
-        )
-
 
 class InternalError(HeadraceError):
     """An invariant of Headrace broke. This is a bug: please report it with the message."""

@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # most programs have no stream
     from headrace.shell.stages import Node, Stages
 
 _JOIN_S = 0.2
+_NO_THREAD = (
+    "can't start new thread: the user or the container has as many as it may (see ulimit -u, and pids.max of the cgroup); "
+    "tasks of lane 'inline' need none"
+)
 
 
 class Post(Protocol):
@@ -131,7 +135,7 @@ class SlotThreads:
         try:
             thread.start()
         except RuntimeError:
-            self._failed_to_start(NoThreadError())
+            self._failed_to_start(NoThreadError(_NO_THREAD))
             return
         self._threads.add(thread)
         for ended in [thread for thread in list(self._threads) if not thread.is_alive()]:
