@@ -1,6 +1,6 @@
 """Every error that Headrace raises on its own account.
 
-The tree has four branches, because the reader of a traceback needs to know whose move it is::
+The tree has five branches, because the reader of a traceback needs to know whose move it is::
 
     HeadraceError
     ├── UserError               the caller can mend it
@@ -14,6 +14,7 @@ The tree has four branches, because the reader of a traceback needs to know whos
     │       └── MustStayHere            the object must not leave this process, and a task that holds it runs here
     ├── WorkerDied              (also a RuntimeError) a worker process took its task down with it
     ├── StreamError             (also a RuntimeError) a stream cannot be read any further, or not once more
+    ├── NoThreadError           (also a RuntimeError) this process may not start another thread
     └── InternalError           an invariant of Headrace broke: a bug of ours
 
 A user's own exception is never wrapped: it reaches the caller as itself, with the remote traceback as its cause

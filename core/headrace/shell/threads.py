@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # most programs have no stream
 
 _JOIN_S = 0.2
 _NO_THREAD = (
-    "can't start new thread: the user or the container has as many as it may (see ulimit -u, and pids.max of the cgroup); "
-    "tasks of lane 'inline' need none"
+    "can't start new thread: the user or the container has as many as it may (see ulimit -u, and pids.max of the "
+    "cgroup); tasks of lane 'inline' need none"
 )
 
 
