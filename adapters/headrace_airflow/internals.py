@@ -317,7 +317,7 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
         forerunner: where to find what ran ahead of the task.
         tell: brings a message to the zygote.
     """
-    from airflow.sdk.execution_time import supervisor, task_runner
+    from airflow.sdk.execution_time import supervisor
 
     from headrace_airflow import ahead, generators, preload, rendering, task_logging
 
@@ -325,8 +325,7 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     _end_on_segfault()
     preload.announce(tell)
     requests, stdout, stderr, log_fd = fds
-    if hasattr(task_runner, "_serialize_template_field"):
-        task_runner._serialize_template_field = rendering.bounded(task_runner._serialize_template_field)
+    rendering.install()
     sockets = [socket.socket(fileno=fd) for fd in (requests, stdout, stderr)]
     task_logging.use()
     if generators.in_use():

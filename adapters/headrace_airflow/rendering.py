@@ -28,10 +28,10 @@ _MOST_BITS_AS_TEXT: Final = 10_000
 
 def install() -> None:
     """In a task, whatever executor runs it, before it shows what it has read from the store. May be called again."""
-    task_runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
+    task_runner: Any = sys.modules.get("airflow.sdk.execution_time.task_runner")
     stock = getattr(task_runner, "_serialize_template_field", None)
-    if task_runner is not None and stock is not None and not hasattr(stock, "__wrapped__"):
-        task_runner._serialize_template_field = bounded(stock)  # type: ignore[attr-defined]
+    if stock is not None and not hasattr(stock, "__wrapped__"):
+        task_runner._serialize_template_field = bounded(stock)
 
 
 def bounded(stock: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
