@@ -3,7 +3,8 @@
 Airflow tells its users to import large libraries inside of tasks, so that no parse pays for them; then each task does.
 Here the first one to import such a library says so, and its zygote does the same meanwhile, on another core.
 
-    task ──{"t": "import", module}──▶ zygote, which imports it as soon as nobody wants anything of it
+    task ──{"t": "import", module}──▶ zygote, which imports it as soon as nobody wants anything of it;
+                                      a fork that is asked for meanwhile waits for the end of that
 
 What a zygote has imported all of its tasks share: it must have no connection, no open file and no thread, and nothing
 of it may depend on what a task does first. So these are few, known libraries, and they are left to the tasks where the
@@ -12,6 +13,7 @@ DAG's own files set what such a library reads when it is imported, or where modu
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -39,18 +41,18 @@ class Imports:
     """In a zygote: what its tasks have begun to import.
 
     Args:
-        sources: what its DAG file was made from; looked into when the first task has told of an import.
+        sources: the paths that its DAG file was made from; looked into when the first task has told of an import.
         wanted: otherwise nothing is imported.
     """
 
     def __init__(self, sources: Iterable[str], wanted: bool = True) -> None:
         self._sources = sources
-        self._allowed = None if wanted else False
+        self._wanted = wanted
         self._wished: list[str] = []
 
     def wish(self, module: str) -> None:
         """A task has begun to import this; names that are none of ``QUIET`` are ignored."""
-        if module in QUIET and module not in sys.modules and module not in self._wished and self._may():
+        if module in QUIET and module not in sys.modules and module not in self._wished and self._allowed:
             self._wished.append(module)
 
     @property
@@ -64,11 +66,11 @@ class Imports:
             importlib.import_module(module)
         except BaseException:  # a library may raise anything
             traceback.print_exc()
+        self._wished = [other for other in self._wished if other not in sys.modules]  # it may have needed them
 
-    def _may(self) -> bool:
-        if self._allowed is None:
-            self._allowed = not any(map(_may_set_up, self._sources))
-        return self._allowed
+    @functools.cached_property
+    def _allowed(self) -> bool:
+        return self._wanted and not any(map(_may_set_up, self._sources))
 
 
 def _may_set_up(path: str) -> bool:
