@@ -114,14 +114,40 @@ class TestFeatures:
         assert task["rendered_fields"]["bash_command"] == "echo 8 templates"
 
 
+IMPORTS_LATE = """
+from airflow.sdk import dag, task
+
+@dag(schedule=None)
+def {name}():
+    @task
+    def imports(before):
+        import os, sys
+        {first}
+        was_there = "scipy" in sys.modules
+        import scipy
+        return [*before, was_there]
+    imports(imports(imports([])))
+{name}()
+"""
+
+
 class TestImportsOfTasks:
+    """Each task says whether a large library, which it imports when it runs, was there before."""
+
+    def found(self, airflow: Any, name: str, first: str) -> Any:
+        path = airflow.write_dag(f"{name}.py", IMPORTS_LATE.format(name=name, first=first))
+        airflow.wait_for_dags({name})
+        run = airflow.run(name)
+        path.unlink()
+        return airflow.xcom(run, "imports__2")
+
     def test_are_there_for_later_tasks(self, airflow: Any) -> None:
-        first, _, third = airflow.xcom(airflow.run("imports_late"), "imports__2")
+        first, _, third = self.found(airflow, "imports_late", first="")
         assert (first, third) == (False, True)
 
     def test_unless_tasks_set_up_what_they_read(self, airflow: Any) -> None:
-        run = airflow.run("imports_late_and_sets_up")
-        assert airflow.xcom(run, "imports__2") == [False, False, False]
+        first = 'os.environ["OMP_NUM_THREADS"] = "1"'
+        assert self.found(airflow, "imports_late_and_sets_up", first) == [False, False, False]
 
 
 VERSIONED = """

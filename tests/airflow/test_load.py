@@ -26,7 +26,7 @@ def test_a_group_is_measured_from_the_second_look_on(busy: subprocess.Popen[byte
     assert load.measure({busy.pid}) == {}
     used = 0.0
     while used == 0.0:  # until the kernel has given it some of a core
-        time.sleep(0.05)
+        time.sleep(0.05)  # the kernel counts in ticks of 10 ms: after less, one would look like several cores
         used = load.measure({busy.pid})[busy.pid]
     assert 0.0 < used < 2.0
 

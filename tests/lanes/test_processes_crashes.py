@@ -252,7 +252,7 @@ def test_orders_for_a_dead_worker_are_harmless(hosted: Any) -> None:
 
 def test_what_tasks_have_started_dies_with_the_worker(hosted: Any) -> None:
     def spawn_sleeper() -> int:
-        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid  # until it is killed
 
     with hosted() as (host, lane):
         host.add(0, spawn_sleeper, wanted=True)
@@ -283,6 +283,10 @@ OWNER = """
 """
 
 
+UNTIL_KILLED = "time.sleep(60)"
+"""An owner's end, or a child's, that nobody waits for."""
+
+
 def owner(tmp_path: Path, fn: str, args: str, end: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     folder = str(Path(__file__).parent)
     program = textwrap.dedent(OWNER.format(folder=folder, fn=fn, args=args, directory=str(tmp_path), end=end))
@@ -311,7 +315,7 @@ child.wait()
 def owner_of_a_child(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process], psutil.Process]:
     """As ``owner``, and what a task there has started."""
     pid = tmp_path / "pid"
-    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(pid))!r},)", end="time.sleep(60)")
+    process, workers = owner(tmp_path, "exec", f"({START_A_CHILD.format(str(pid))!r},)", end=UNTIL_KILLED)
     t.wait_until(pid.exists)
     return process, workers, psutil.Process(int(pid.read_text()))
 
@@ -326,7 +330,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     ids=["C", "sleep", "Python"],
 )
 def test_workers_are_gone_within_a_second_when_the_owner_is_killed(tmp_path: Path, fn: str, args: str) -> None:
-    process, workers = owner(tmp_path, fn, args, end="time.sleep(60)")
+    process, workers = owner(tmp_path, fn, args, end=UNTIL_KILLED)
     process.kill()
     process.communicate()
     t.wait_until(lambda: gone(workers), "the workers' end", timeout_s=1.0)
@@ -339,7 +343,7 @@ def test_workers_are_gone_when_the_owner_ends_without_closing(tmp_path: Path) ->
 
 
 def test_workers_are_gone_even_if_a_forked_child_of_the_owner_lives_on(tmp_path: Path) -> None:
-    end = "child = os.fork(); child or (time.sleep(60), os._exit(0)); print(child, flush=True); time.sleep(60)"
+    end = "child = os.fork(); child or (time.sleep(60), os._exit(0)); print(child, flush=True); " + UNTIL_KILLED
     process, workers = owner(tmp_path, "sum", "(range(10**12),)", end=end)
     assert process.stdout is not None
     child = int(process.stdout.readline())
