@@ -3,14 +3,23 @@
 It is the only kind of process that runs user code besides the tasks, and it holds no token: the supervisor that asks
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
-    daemon ──{"t": "parse", file, share_pages, preload}──▶ zygote ──{"t": "parsed", sources, unfit}──▶ daemon
-    daemon ──{"t": "serve", id, instance, cpus, ahead} + socket──▶ zygote
-    supervisor ══that socket══ {"t": "fork"} + stdin, stdout, stderr, log ▶ zygote ◀ {"t": "forked", pid} + pidfd
-                                                                           zygote ◀ {"t": "exit", pid, code, rss_bytes}
+    daemon ──{"t": "parse", file, share_pages, preload}──▶ zygote
+           ◀──{"t": "parsed", sources, unfit}──   again if something it imports later makes it unfit
+           ──{"t": "serve", id, instance, cpus, ahead} + a supervisor's socket──▶
+           ──{"t": "ahead", id} / {"t": "discard", id}──▶
+           ◀──{"t": "offer", id, instance, feeders, cpus, memory_bytes} / {"t": "ahead", id, state}──
 
-A task may ask for worker processes of its own (workers.py), tell what it imports (preload.py), and consumers of
-streams may be forked before their tasks have started (followers.py). A supervisor that is gone takes its child with it,
-a task its workers, and a zygote that is gone takes all of its children.
+    supervisor ══that socket══{"t": "fork", perhaps callback} + requests, stdout, stderr, log──▶ zygote
+                           ◀──{"t": "forked", pid} + pidfd / {"t": "exit", pid, code, rss_bytes}──
+
+    task, or what runs ahead of one ──{"t": "import", module}──▶ zygote
+                                    ──{"t": "stream", id} + spool, control──▶
+                                    ──{"t": "start", …} + descriptors, stdout, stderr──▶
+                                    ◀──{"t": "forked", …} + pidfd / {"t": "refused", why} / {"t": "exit", …}──
+
+preload.py has what becomes of an import, followers.py of a stream and its readers (offer, ahead, discard), workers.py
+the worker processes that a task starts. A supervisor that is gone takes its child with it, a task its workers, and a
+zygote that is gone takes all of its children.
 """
 
 from __future__ import annotations
