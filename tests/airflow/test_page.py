@@ -68,6 +68,26 @@ class TestShared:
         assert shared.get() == 1
         wait_until(lambda: shared.get() > 1, timeout_s=10)
 
+    @pytest.mark.parametrize(("took_s", "good_for_s"), [(0.01, 1.0), (0.1, 2.0), (0.4, 8.0), (2.0, 10.0), (60.0, 10.0)])
+    def test_an_answer_that_took_long_is_good_for_longer_but_never_for_long(
+        self, took_s: float, good_for_s: float
+    ) -> None:
+        now_s = 100.0
+        asked: list[float] = []
+
+        def ask() -> float:
+            nonlocal now_s
+            now_s += took_s
+            asked.append(now_s)
+            return now_s
+
+        shared = Shared(ask, clock=lambda: now_s)
+        first = shared.get()
+        now_s = first + good_for_s - 1e-6
+        assert (shared.get(), asked) == (first, [first])
+        now_s = first + good_for_s + 1e-6
+        assert shared.get() > first
+
     def test_after_an_error_it_is_asked_again(self) -> None:
         answers = iter([lambda: 1 / 0, lambda: 2.0])
         shared = Shared(lambda: next(answers)(), fresh_s=600)

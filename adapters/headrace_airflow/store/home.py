@@ -47,13 +47,18 @@ class Home:
         self.log = self.path / "store.log"
         self.writing = self.path / "writing"
 
-    def connect(self) -> socket.socket | None:
+    def connect(self, *, waits: bool = True) -> socket.socket | None:
         """A connection to the service; ``None`` if there is none.
+
+        Args:
+            waits: blocks as long as the service has not accepted those who came before, more than its queue takes.
 
         Raises:
             ForeignStoreError: it is another user's.
+            BlockingIOError: the queue is full, and the caller does not wait.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(waits)
         try:
             with self._short_path() as path:
                 sock.connect(path)
