@@ -40,7 +40,7 @@ FileKey: TypeAlias = tuple[str, str, str]
 """Bundle name, bundle version, path of the DAG file inside the bundle."""
 
 BARE = 0
-"""The number of the zygote that holds no DAG file; the daemon always has one."""
+"""The number of the zygote that holds no DAG file; the daemon sees to it that there is one (zygotes.py)."""
 
 _MOST_DEATHS = 3
 """When so many zygotes of a file have ended by themselves, and no task of theirs has succeeded, it cannot be held."""

@@ -70,6 +70,12 @@ class _Task:
     since: float = field(default_factory=time.time)
     started: float | None = None
 
+    @property
+    def log_path(self) -> str | None:
+        """Of its log, below the folder of all logs."""
+        found: str | None = self.message["workload"].get("log_path")
+        return found
+
 
 class Daemon:
     """Owns every connection and carries out what ``Admission`` decides."""
@@ -213,7 +219,7 @@ class Daemon:
             case "revoke":
                 self._handle(admission.TaskRevoked(message["id"]))
             case "adopt":
-                client.send({"t": "adopted", "ids": self._adopt(client, message["ids"])})
+                client.send({"t": "adopted", **self._adopt(client, message["ids"])})
             case "look":
                 for key in message["ids"]:
                     if (task := self._tasks.get(key)) and task.supervisor is not None:
@@ -250,17 +256,18 @@ class Daemon:
         numbers = (message.get("priority", 0), message.get("cpus"), message.get("memory_bytes", 0))
         self._handle(admission.TaskSubmitted(key, file, *numbers, _instance(message)))
 
-    def _adopt(self, client: Channel, ids: list[str]) -> list[str]:
-        """Makes a scheduler the owner of what it asks for; returns what is known of it."""
-        known = []
+    def _adopt(self, client: Channel, ids: list[str]) -> Message:
+        """Makes a scheduler the owner of what it asks for; returns what is known, and where the logs of that are."""
+        known, log_paths = [], {}
         for key in ids:
             if task := self._tasks.get(key):
                 task.owner = client
                 known.append(key)
+                log_paths[key] = task.log_path
             elif end := self._ends.get(key):
                 client.send(end)
                 known.append(key)
-        return known
+        return {"ids": known, "log_paths": log_paths}
 
     def _evict(self) -> int:
         """Has every parsed DAG file be parsed again."""
@@ -304,7 +311,7 @@ class Daemon:
             "waits_for": self._machine.waits_for(key),
             "cpus": told.cpus if told else 0.0,
             "memory_bytes": told.memory_bytes if told else 0,
-            "log_path": task.message["workload"].get("log_path"),
+            "log_path": task.log_path,
         }
 
     # --- decisions and their execution ---
@@ -321,6 +328,8 @@ class Daemon:
             case admission.StartTask(key, number, ahead):
                 if stale := self._stale(self._tasks[key]):
                     return admission.SourcesChanged(stale, key)
+                if lacking := self._zygotes.lacks(number):
+                    return self._note_end(key, self._failure(key, lacking))
                 self._start_task(key, number, ahead)
             case speculation.RunAhead(id, number):
                 self._zygotes.send(number, {"t": "ahead", "id": id})
@@ -411,6 +420,7 @@ class Daemon:
         match message["t"]:
             case "started":
                 task.pid, task.state, task.started = message["pid"], "running", time.time()
+                self._zygotes.has_started(task.zygote)
                 self._tell(task, {"t": "started", "id": key})
             case "parked":
                 self._park(supervisor, task, key, message, fds)
@@ -431,10 +441,18 @@ class Daemon:
     def _supervisor_exited(self, supervisor: _Supervisor, code: int) -> None:
         self._supervisors.remove(supervisor)
         if (key := supervisor.task) is not None and key in self._tasks:
-            info = f"The task's supervisor ended by itself: {describe_exit(code)}"
-            self._end(key, {"ok": False, "info": info})
+            why = f"The task's supervisor ended by itself, and the task with it: {describe_exit(code)}"
+            self._end(key, self._failure(key, why))
+
+    def _failure(self, key: str, why: str) -> Message:
+        """How a workload ended that no supervisor can speak for: whoever hears of it says why in its log."""
+        return {"ok": False, "info": why, "log_path": self._tasks[key].log_path}
 
     def _end(self, key: str, how: Message) -> None:
+        self._handle(self._note_end(key, how))
+
+    def _note_end(self, key: str, how: Message) -> admission.TaskEnded:
+        """Tells of an end; what is returned is for the machine."""
         task = self._tasks.pop(key)
         message = {**how, "t": "ended", "id": key}
         self._tell(task, message)
@@ -442,7 +460,7 @@ class Daemon:
         while len(self._ends) > _KEPT_ENDS:
             del self._ends[next(iter(self._ends))]
         self._make_way()
-        self._handle(admission.TaskEnded(key, task.succeeded))
+        return admission.TaskEnded(key, task.succeeded)
 
     @staticmethod
     def _tell(task: _Task, message: Message) -> None:
@@ -460,7 +478,7 @@ class Daemon:
             return
         info = "Airflow could not be imported by the node daemon's origin; see its log"
         for key in list(self._tasks):
-            self._end(key, {"ok": False, "info": info})
+            self._end(key, self._failure(key, info))
         self.stop()
 
 

@@ -227,8 +227,14 @@ def held_dag(dag_id: str) -> Any:
     return None if _held is None else _held.dags.get(dag_id)
 
 
-def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
+def hold_parsed(bundle_name: str, version: str | None, rel_path: str, begins: Callable[[str], None]) -> str:
     """Parses a DAG file as a task would, and finds the listeners of tasks; those forked from here have all this.
+
+    Args:
+        bundle_name: of the bundle that has the file.
+        version: of the bundle; ``None``: it has none.
+        rel_path: of the file, inside of the bundle.
+        begins: called with the path of the file when it is about to be run.
 
     Returns:
         why it cannot be held; empty: it is held.
@@ -251,6 +257,7 @@ def hold_parsed(bundle_name: str, version: str | None, rel_path: str) -> str:
             "bundle_path": bundle.path,
             "bundle_name": bundle_name,
         }
+        begins(folder)
         bag = stock(**arguments)
         _find_listeners()
     finally:

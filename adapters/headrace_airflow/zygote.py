@@ -4,6 +4,7 @@ It is the only kind of process that runs user code besides the tasks, and it hol
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
     daemon ──{"t": "parse", file, share_pages, preload}──▶ zygote
+           ◀──{"t": "parsing", sources}──   what may end it
            ◀──{"t": "parsed", sources, unfit}──   again if something it imports later makes it unfit
            ──{"t": "serve", id, instance, cpus, ahead} + a supervisor's socket──▶
            ──{"t": "ahead", id} / {"t": "discard", id}──▶
@@ -37,7 +38,7 @@ from typing import Any, NoReturn
 from headrace_airflow import containment, internals, processes, task_logging, wire, workers
 from headrace_airflow.followers import Follower, Followers
 from headrace_airflow.preload import Imports
-from headrace_airflow.sources import Sources, Watch
+from headrace_airflow.sources import Sources, Watch, package_folders, signature
 from headrace_airflow.speculation import Instance
 from headrace_airflow.wire import Channel, Message
 
@@ -336,7 +337,7 @@ def main(daemon: Channel) -> None:
         processes.share_equal_pages()
     processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
     task_logging.prepare()
-    sources, unfit = _parse(*message["file"]) if message["file"] else ([], "")
+    sources, unfit = _parse(daemon, *message["file"]) if message["file"] else ([], "")
     # What the file has set up is for its tasks: it would reap them before this process does.
     on_child_end = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if message["file"]:
@@ -355,11 +356,17 @@ def _settle_objects() -> None:
     gc.freeze()
 
 
-def _parse(bundle: str, version: str, path: str) -> tuple[Sources, str]:
+def _parse(daemon: Channel, bundle: str, version: str, path: str) -> tuple[Sources, str]:
     """Parses and holds a DAG file; returns what it was made from, and why it cannot be held (empty: it can)."""
+
+    def begins(found: str) -> None:
+        """If the file ends this process, the daemon knows what has to change before another one tries."""
+        known = [os.path.abspath(found), *package_folders()]
+        daemon.send({"t": "parsing", "sources": [(path, signature(path)) for path in known]})
+
     watch = Watch()
     try:
-        unfit = internals.hold_parsed(bundle, version or None, path)
+        unfit = internals.hold_parsed(bundle, version or None, path, begins)
     except BaseException as error:  # of users' code, SystemExit included
         unfit = f"{type(error).__name__}: {error}"
     sources = watch.stop()

@@ -1,17 +1,22 @@
 """The daemon's view of the zygotes: starts them, speaks with them, and hears what became of their files.
 
     Zygotes ──{"t": "parse", file, share_pages, preload} / serve / ahead / discard──▶ zygote (zygote.py)
-       │    ◀──parsed / offer / ahead──
+       │    ◀──parsing / parsed / offer / ahead──
        └── events ──▶ Admission, which decides what follows from them
 
 A zygote that cannot hold its file ends, but is remembered: until the file changes its tasks parse for themselves. One
 that has turned out so later, by an import for its tasks (preload.py), only gets no further task.
+
+The bare one is replaced whenever it ends, unless several in a row have ended before a task had started from one: then
+there is none for a while, and tasks that need it fail.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from headrace.obituary import describe_exit
 from headrace_airflow import admission, sources, speculation
@@ -20,6 +25,9 @@ from headrace_airflow.forks import Child, Forks
 from headrace_airflow.loop import Loop
 from headrace_airflow.settings import Settings
 from headrace_airflow.wire import Message
+
+_MOST_BARE_DEATHS: Final = 3
+_REST_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -32,7 +40,7 @@ class _Zygote:
 
 
 class Zygotes:
-    """Every zygote of the node, by its number; ``BARE`` is the one without a file, which is always there.
+    """Every zygote of the node, by its number; ``BARE`` is the one without a file.
 
     Args:
         forks: makes their processes.
@@ -56,6 +64,11 @@ class Zygotes:
         self._log = log
         self._orders = {"share_pages": settings.share_pages, "preload": settings.preload}
         self._known: dict[int, _Zygote] = {}
+        self._bare_deaths = 0
+        """How many bare ones have ended by themselves since a task started from one."""
+        self._last_words = ""
+        """Why there is no bare one."""
+        self._rested_at = 0.0
 
     def start(self, number: int, file: admission.FileKey | None) -> None:
         """Starts one, which parses the file at once; without a file: the bare one."""
@@ -77,6 +90,23 @@ class Zygotes:
         if (zygote := self._known.get(number)) is not None:
             zygote.child.channel.send(message, fds)
 
+    def lacks(self, number: int) -> str:
+        """Why no task can start from a zygote; empty: one can. A bare one that is missing is tried again now and then.
+
+        Those of files are always there when asked for: whatever becomes of them is an event.
+        """
+        if number != BARE or BARE in self._known:
+            return ""
+        if self._bare_deaths and time.monotonic() < self._rested_at:
+            return self._last_words
+        self.start(BARE, None)
+        return ""
+
+    def has_started(self, number: int) -> None:
+        """A task has started from one."""
+        if number == BARE:
+            self._bare_deaths = 0
+
     def with_files(self) -> list[int]:
         """The numbers of those that are for a file."""
         return [number for number in self._known if number != BARE]
@@ -84,7 +114,9 @@ class Zygotes:
     def is_stale(self, number: int) -> bool:
         """Whether what a zygote was made from has changed since; not while it is being made."""
         zygote = self._known.get(number)
-        return zygote is not None and zygote.parsed and sources.changed(zygote.sources) is not None
+        if zygote is None or not (zygote.parsed or zygote.unfit):
+            return False
+        return sources.changed(zygote.sources) is not None
 
     def describe(self) -> list[Message]:
         """For people."""
@@ -97,6 +129,8 @@ class Zygotes:
         if (zygote := self._known.get(number)) is None:
             return
         match message["t"]:
+            case "parsing":
+                zygote.sources = _sources_in(message)
             case "parsed":
                 self._note_parsed(number, zygote, message)
             case "offer":
@@ -112,7 +146,7 @@ class Zygotes:
 
     def _note_parsed(self, number: int, zygote: _Zygote, message: Message) -> None:
         zygote.parsed = True
-        zygote.sources = [(path, state) for path, state in message["sources"]]
+        zygote.sources = _sources_in(message)
         zygote.unfit = message["unfit"]
         if zygote.unfit:
             self._log(f"tasks of {zygote.file} parse for themselves: {zygote.unfit}")
@@ -122,10 +156,29 @@ class Zygotes:
         zygote = self._known.get(number)
         if zygote is None or zygote.child is not child or zygote.unfit:
             return
-        self._log(f"the zygote of {zygote.file} ended by itself: {describe_exit(code)}")
         if number == BARE:
-            if self._forks.ready:
-                self.start(BARE, None)
+            self._bare_exited(code)
             return
+        self._log(f"the zygote of {zygote.file} ended by itself: {describe_exit(code)}")
         zygote.unfit = f"{'holding' if zygote.parsed else 'parsing'} it ended the process: {describe_exit(code)}"
         self._handle(admission.ZygoteDied(number))
+
+    def _bare_exited(self, code: int) -> None:
+        self._log(f"the bare zygote ended by itself: {describe_exit(code)}")
+        if not self._forks.ready:  # it has gone with the origin, and comes with the next one
+            return
+        self._bare_deaths += 1
+        if self._bare_deaths < _MOST_BARE_DEATHS:
+            self.start(BARE, None)
+            return
+        del self._known[BARE]
+        self._rested_at = time.monotonic() + _REST_S
+        self._last_words = (
+            f"There is no process that this task could start from: the last {self._bare_deaths} ended by themselves "
+            f"before any task had started ({describe_exit(code)}); see the Headrace daemon's log"
+        )
+        self._log(f"tasks that need the bare zygote fail for {_REST_S:.0f} s; the first one after that tries again")
+
+
+def _sources_in(message: Message) -> sources.Sources:
+    return [(path, state) for path, state in message["sources"]]

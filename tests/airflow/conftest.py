@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headrace_airflow.store.client import StoreClient
     from headrace_airflow.store.settings import StoreSettings
 
-sys.path.insert(0, str(Path(__file__).parent))  # for stores.py, aheads.py
+sys.path.insert(0, str(Path(__file__).parent))  # for stores.py, aheads.py, without_airflow.py
 
 DAGS = Path(__file__).parent / "dags"
 HEADRACE = "headrace_airflow.HeadraceExecutor"
