@@ -86,6 +86,8 @@ class HeadraceExecutor(BaseExecutor):
         """The daemon has said that it ends when nothing runs."""
         self._keys: dict[str, Any] = {}
         """Submission → key, of what the daemon has."""
+        self._log_paths: dict[str, str | None] = {}
+        """Submission → where its log is, of what the daemon has: its own death it cannot tell there."""
         self._active: dict[Any, str] = {}
         """Key → its latest submission."""
         self._unstarted: dict[str, _Sent] = {}
@@ -194,6 +196,7 @@ class HeadraceExecutor(BaseExecutor):
             "memory_bytes": needs.memory_bytes,
         }
         self._keys[submission] = key
+        self._log_paths[submission] = message["workload"].get("log_path")
         self._active[key] = submission
         self._unstarted[submission] = _Sent(message, time.monotonic())
         if self._daemon is not None:
@@ -290,6 +293,7 @@ class HeadraceExecutor(BaseExecutor):
         return False
 
     def _finish(self, submission: str, key: Any, message: Message) -> None:
+        self._log_paths.pop(submission, None)
         del self._keys[submission]
         self._unstarted.pop(submission, None)
         if self._active.get(key) == submission:
@@ -297,6 +301,8 @@ class HeadraceExecutor(BaseExecutor):
             self.running.discard(key)
         if message.get("dropped"):
             return
+        if log_path := message.get("log_path"):
+            task_logging.tell(log_path, message["info"])
         end = End(key, _ended_state(key, bool(message["ok"])), message.get("info"))
         if self._ends.may_wait(submission) and message["ok"]:
             self._ends.add(end)
@@ -316,9 +322,11 @@ class HeadraceExecutor(BaseExecutor):
         level = logging.INFO if self._makes_way else logging.ERROR
         self._makes_way = False
         self.log.log(level, "The Headrace daemon is gone; see %s", self.log_file)
+        info = "The Headrace daemon ended, and the task with it"
         for submission, key in list(self._keys.items()):
             if submission not in self._unstarted:
-                self._finish(submission, key, {"ok": False, "info": "The Headrace daemon ended, and the task with it"})
+                end = {"ok": False, "info": info, "log_path": self._log_paths.get(submission)}
+                self._finish(submission, key, end)
 
     def _reconnect(self) -> None:
         if self._daemon is not None or self._place is None or self._draining:
@@ -368,16 +376,18 @@ class HeadraceExecutor(BaseExecutor):
         for submission, ti in asked.items():
             self._keys[submission] = ti.key
         self._daemon.send({"t": "adopt", "ids": list(asked)})
-        known = self._await_adoption()
+        answer = self._await_adoption()
+        known = set(answer.get("ids", ()))
         for submission, ti in asked.items():
             if submission not in known:
                 self._keys.pop(submission, None)
             elif submission in self._keys:
                 self.running.add(ti.key)
                 self._active[ti.key] = submission
+                self._log_paths[submission] = answer.get("log_paths", {}).get(submission)
         return [ti for ti in tis if str(ti.external_executor_id) not in known]
 
-    def _await_adoption(self) -> set[str]:
+    def _await_adoption(self) -> Message:
         deadline = time.monotonic() + _ADOPT_S
         while self._daemon is not None and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
@@ -386,10 +396,10 @@ class HeadraceExecutor(BaseExecutor):
             for message in messages:
                 self._take(message)
             if answer is not None:
-                return set(answer["ids"])
+                return answer
             if self._daemon.closed:
                 self._lose_daemon()
-        return set()
+        return {}
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Drops a task from the queue, or kills it; the database is the caller's."""
@@ -401,6 +411,7 @@ class HeadraceExecutor(BaseExecutor):
         self._ends.forget(key, submission)
         if submission is not None:
             self._keys.pop(submission, None)
+            self._log_paths.pop(submission, None)
             self._unstarted.pop(submission, None)
             if self._daemon is not None:
                 self._daemon.send({"t": "revoke", "id": submission})

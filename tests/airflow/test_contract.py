@@ -213,6 +213,7 @@ class TestProcessKilled:
         lines = said(folder, 2)
         assert [line.split(" pid")[0] for line in lines] == ["try 1", "try 2"]
         assert airflow.wait(run).state == "success"
+        assert "supervisor ended by itself, and the task with it: killed by SIGKILL" in airflow.log(run, "work")
 
     def test_the_zygote(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
@@ -244,6 +245,7 @@ class TestProcessKilled:
         said(folder, 2)
         assert airflow.wait(run).state == "success"
         assert daemon_of(airflow) != daemon
+        assert "The Headrace daemon ended, and the task with it" in airflow.log(run, "work")
 
     def test_by_itself(self, airflow: Any) -> None:
         run = airflow.run("kills_itself")
