@@ -15,18 +15,20 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from headrace import foster
 from headrace.config import available_cores
 from headrace_airflow.wire import Channel, Message
 
-_ANSWER_WITHIN_S = 10.0
+_ANSWER_WITHIN_S: Final = 10.0
 Tell = Callable[[Message, Sequence[int]], None]
 
 
 def take_from(zygote: socket.socket, cpus: float) -> Tell:
     """In a task: a runtime has its workers from the zygote, and no more than the task has cpus.
+
+    The latter by ``HEADRACE_NUM_WORKERS`` in the environment of this process and of what it starts, unless that is set.
 
     Args:
         zygote: the connection to it; belongs to this module from now on.
@@ -59,7 +61,11 @@ def become(message: Message, fds: list[int]) -> NoReturn:
 
 
 class _Source:
-    """The zygote, as a task sees it. Thread-safe."""
+    """The zygote, as a task sees it. Thread-safe: whoever waits for an answer makes all others wait for theirs.
+
+    What answers an order does not say which. So after one that was not answered in time there is no other: the
+    connection is closed, and the runtime starts its workers by itself.
+    """
 
     def __init__(self, zygote: Channel) -> None:
         self._zygote = zygote
@@ -68,7 +74,11 @@ class _Source:
         self._ended: dict[int, tuple[int, int]] = {}
 
     def start(self, order: foster.Order) -> foster.Fostered:
-        """As ``foster.start``."""
+        """As ``foster.start``; blocks for up to ten seconds. The process's ``pid_fd`` is the caller's to close.
+
+        Raises:
+            OSError: the zygote refuses, is gone or does not answer, or this is not the task but a child of its.
+        """
         if os.getpid() != self._pid:
             raise OSError("a child of the task does not have the zygote")
         request = {
@@ -84,17 +94,22 @@ class _Source:
                 if message["t"] == "refused":
                     raise OSError(message["why"])
                 self._note(message)
+            self._zygote.close()
         raise OSError("the zygote does not answer")
 
     def tell(self, message: Message, descriptors: Sequence[int]) -> None:
-        """Sends something that has no answer."""
+        """Sends something that has no answer; lost if the zygote is gone, or if this is a child of the task."""
         if os.getpid() == self._pid:
             with self._lock:
                 self._zygote.send(message, descriptors)
                 self._zygote.drain(_ANSWER_WITHIN_S)
 
     def end_of(self, pid: int) -> tuple[int, int] | None:
-        """Blocks until the zygote has reaped a process that has ended."""
+        """Blocks until the zygote has reaped a process that has ended, or was killed: soon, so the lock is kept.
+
+        Returns:
+            its exit code and the most memory it had, in bytes; ``None``: the zygote is gone, or does not answer.
+        """
         with self._lock:
             while pid not in self._ended:
                 received = self._zygote.wait(_ANSWER_WITHIN_S)
@@ -108,7 +123,7 @@ class _Source:
 
 
 class _Fork:
-    """``foster.Fostered``."""
+    """``foster.Fostered``: a fork of the zygote, which reaps it; the runtime has ordered it, and closes ``pid_fd``."""
 
     def __init__(self, source: _Source, pid: int, pid_fd: int) -> None:
         self._source = source
@@ -125,4 +140,4 @@ class _Fork:
         return self._source.end_of(self.pid)
 
     def forget(self) -> None:
-        pass
+        pass  # nothing here would ever wait for it
