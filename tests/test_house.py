@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import shutil
@@ -102,6 +103,13 @@ def test_purity_is_checked_for_every_pure_module(project: dict[str, Any]) -> Non
     }
     there = {module for path, module in pure.items() if (ROOT / "core" / "headrace" / path).exists()}
     assert there == set(contract["source_modules"])
+
+
+def test_what_leans_on_airflows_internals_is_listed() -> None:
+    source = (ROOT / "adapters/headrace_airflow/internals.py").read_text()
+    listed = source.split("\n\n")[1]
+    functions = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    assert sorted(re.findall(r"[a-z_]+(?=[,\n]|$)", listed)) == sorted(n for n in functions if not n.startswith("_"))
 
 
 def test_a_second_copy_of_the_modules_cannot_be_imported_unnoticed() -> None:

@@ -1,11 +1,14 @@
-"""Everything that leans on Airflow's internals, by the process that it runs in. What is missing is gone without.
+"""What leans on Airflow's internals, by the process that it runs in. What is missing is gone without.
 
     origin      prepare_origin
     supervisor  run_workload
     pulse       heartbeats
-    zygote      forbid_database, hold_parsed, reseed, run_task, run_ahead
-    scheduler   connect_anew, wake_key, may_sleep_for_scheduler, newest_queued_run, assigns_ids, is_task, state_class,
-                no_longer_running
+    zygote      forbid_database, hold_parsed, held_dag, reseed, run_task, run_ahead
+    scheduler   has_module, connect_anew, wake_key, may_sleep_for_scheduler, newest_queued_run, assigns_ids, is_task,
+                state_class, no_longer_running
+
+``activity`` has what supervisors need to be stock's, and ``task_logging`` what writes logs; ``generators``, ``ahead``,
+``absent`` and ``rendering`` replace a few things of Airflow's in a task.
 
 Nothing is imported from Airflow before it is needed: the daemon and the command line stay small.
 """
@@ -94,7 +97,7 @@ def prepare_origin() -> None:
     _take_turns(client.Client)
     if hasattr(supervisor, "make_buffered_socket_reader"):
         supervisor.make_buffered_socket_reader = streams.line_reader
-    workload_adapter()
+    _workload_adapter()
     _share_adapters()
 
 
@@ -141,7 +144,7 @@ def _share_adapters() -> None:
 
 
 @functools.cache
-def workload_adapter() -> Any:
+def _workload_adapter() -> Any:
     """What makes workloads of JSON; making it takes some milliseconds."""
     from airflow.executors import workloads
     from pydantic import TypeAdapter
@@ -168,7 +171,7 @@ def run_workload(message: Message, zygote: Channel, daemon: Channel, resumed: Re
     """
     from headrace_airflow import activity
 
-    workload = workload_adapter().validate_python(message["workload"])
+    workload = _workload_adapter().validate_python(message["workload"])
     return activity.run(workload, message["server"], zygote, daemon, resumed)
 
 
