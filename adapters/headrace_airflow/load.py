@@ -1,10 +1,12 @@
-"""How busy tasks are, and whether the node has memory left: what /proc says."""
+"""How busy tasks are, and whether the node has memory left: what the kernel says."""
 
 from __future__ import annotations
 
 import os
 import time
 from typing import Final
+
+from headrace_airflow.memory import cgroups
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _LEAST_FREE: Final = 0.05
@@ -53,34 +55,15 @@ def _cpu_seconds(groups: set[int]) -> dict[int, float]:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """All memory, and how much of it is free: of the machine, or of a container's cgroup (version 2) if it has less."""
+    """All memory, and how much of it is free: of the machine, or of a cgroup of this process's that has less."""
     with open("/proc/meminfo") as file:
         values = dict(line.split(":") for line in file)
     total, free = (int(values[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    if (limit := _read("/sys/fs/cgroup/memory.max")) is not None:
-        used = _read("/sys/fs/cgroup/memory.current") or 0
-        cache = _cgroup_cache()
-        total, free = min(total, limit), min(free, limit - used + cache)
-    return total, free
+    groups = cgroups()
+    return min([total, *(group.limit_bytes for group in groups)]), min([free, *(group.free_bytes for group in groups)])
 
 
 def memory_is_plenty() -> bool:
     """Whether another task may start, as far as memory goes."""
     total, free = memory_bytes()
     return free >= min(_LEAST_FREE_BYTES, _LEAST_FREE * total)
-
-
-def _read(path: str) -> int | None:
-    try:
-        with open(path) as file:
-            return int(file.read())
-    except (OSError, ValueError):  # no cgroup v2, or no limit
-        return None
-
-
-def _cgroup_cache() -> int:
-    try:
-        with open("/sys/fs/cgroup/memory.stat") as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("inactive_file ")), 0)
-    except OSError:
-        return 0

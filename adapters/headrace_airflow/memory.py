@@ -1,15 +1,22 @@
-"""Amounts of memory: how they are written in settings, and how much of it there is. Imports no Airflow."""
+"""Amounts of memory: how they are written in settings, and how much of it this process may use. Imports no Airflow."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                  "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
 _UNLIMITED: Final = 1 << 60
 """Version 1 of cgroups writes a number like this where there is no limit."""
+_ROOT: Final = Path("/sys/fs/cgroup")
+_MEMBERSHIP: Final = Path("/proc/self/cgroup")
+_NAMES: Final = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of each version: the files with limit and use, and the line of memory.stat that says what files have of that."""
 
 
 def parse_bytes(value: object) -> int:
@@ -29,36 +36,48 @@ def parse_bytes(value: object) -> int:
     return int(amount)
 
 
+class Cgroup(NamedTuple):
+    """One that limits memory."""
+
+    limit_bytes: int
+    free_bytes: int
+    """What may still be used, with what the kernel can take back of files that nobody has read for a while."""
+
+
 def memory_limit_bytes() -> int:
     """The machine's memory, or less where a cgroup of this process has a limit."""
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([limit, *_cgroup_limits()])
+    return min([limit, *(group.limit_bytes for group in cgroups())])
 
 
-def _cgroup_limits() -> list[int]:
-    found = []
-    for folder in _cgroup_folders():
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                text = (folder / name).read_text().strip()
-            except OSError:
-                continue
-            if text.isdigit() and int(text) < _UNLIMITED:
-                found.append(int(text))
-    return found
+def cgroups() -> list[Cgroup]:
+    """Those of this process and everything above it that limit memory, in both versions."""
+    found = (_cgroup(folder, *names) for folder in _cgroup_folders() for names in _NAMES)
+    return [group for group in found if group is not None]
+
+
+def _cgroup(folder: Path, limit_name: str, used_name: str, cache_name: str) -> Cgroup | None:
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        if not limit.isdigit() or int(limit) >= _UNLIMITED:
+            return None
+        used = int((folder / used_name).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:  # not this version, or none that can be read
+        return None
+    return Cgroup(int(limit), int(limit) - used + int(stat.get(cache_name, 0)))
 
 
 def _cgroup_folders() -> list[Path]:
     """Those of this process and of everything above it, in both versions; a container sees only the last."""
-    root = Path("/sys/fs/cgroup")
-    folders = [root, root / "memory"]
+    folders = [_ROOT, _ROOT / "memory"]
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:
         return folders
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             inner = Path(path.lstrip("/"))
-            folders += [root / controllers / part for part in (inner, *inner.parents)]
-    return folders
+            folders += [_ROOT / controllers / part for part in (inner, *inner.parents)]
+    return list(dict.fromkeys(folders))
