@@ -11,6 +11,7 @@ graph (callbacks are told of every task, aliases included).
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -87,7 +88,7 @@ class _Walk:
         self._alias_tasks = alias_tasks
         self._known = {*dsk, *values} if values else dsk
         self._compiler = Compiler(self._known)
-        self._families: dict[Hashable, Hashable] = {}
+        self._families: dict[tuple[str, int, int], str] = {}
 
     def visit(self, key: Hashable) -> None:
         """Numbers ``key`` and everything it needs that has no number yet."""
@@ -205,16 +206,25 @@ class _Walk:
         self._close(key, (last.fn, last.args, last.kwargs, last.refs, pinned))
 
     def _family(self, key: Hashable, fn: Callable[..., Any]) -> Hashable:
-        """What a task is grouped by: the prefix of its key, or its function where keys have none."""
-        name: Any = key[0] if type(key) is tuple and key else key
-        if type(name) is str:
-            if name is key:  # one name a task: what comes before the token is the same for many
-                name = name[: name.rfind("-")] if "-" in name else _name_of(fn)
-            family = self._families.get(name)
-            if family is None:
-                family = self._families[name] = key_split(name)
-            return family
-        return _name_of(fn)
+        """What a task is grouped by: the prefix of its key, how many indices that has, and its function.
+
+        The prefix alone does not tell: to dask ``getitem`` is a column of a data frame, a slice of an array, and what
+        is fused with it.
+        """
+        name: Any = key
+        indices = 0
+        if type(key) is tuple and key:
+            name, indices = key[0], len(key) - 1
+        if type(name) is not str:
+            return _name_of(fn)
+        if not indices:  # one name a task: what comes before the token is the same for many
+            name = name[: name.rfind("-")] if "-" in name else ""
+        alike = name, indices, id(fn)  # the graph holds the function, which may not be hashable
+        family = self._families.get(alike)
+        if family is None:
+            family = f"{key_split(name)}[{indices}] {_name_of(fn)}" if name else _name_of(fn)
+            family = self._families[alike] = sys.intern(family)  # equal ones are one: they are compared by identity
+        return family
 
 
 def _needed(refs: list[Ref]) -> list[Hashable]:

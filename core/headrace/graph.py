@@ -44,7 +44,7 @@ class Graph:
         calls: the work; ``None`` where the value is already known (see ``literals``).
         deps: the indices of the tasks whose values the call's holes name, and of others that must be done before, each
             once.
-        families: what groups tasks that behave alike (a dask key prefix, a function).
+        families: what groups tasks that behave alike (a dask key prefix and function).
         outputs: indices of the tasks whose values the caller wants.
         literals: values of the tasks that have no call.
         pinned: indices of tasks that must not leave this process (they hold a lock, an open file, ...).

@@ -114,6 +114,23 @@ def test_a_neighbour_of_a_parallel_library_is_not_taken_to_wait_for_the_gil() ->
     assert family.kind == WIDE
 
 
+def test_more_busy_cores_than_tasks_are_threads_of_a_library_and_a_run_alone_tells_whose() -> None:
+    for alone, kind in ((2.0, WIDE), (1.0, FREE)):
+        family = Family("f")
+        run_here(family, 3, 0.05, width=2.4, solo=False)
+        assert family.kind == WIDE
+        run_here(family, 1, 0.05, width=alone)
+        assert family.kind == kind
+        run_here(family, 20, 0.05, width=2.4, solo=False)
+        assert family.kind == kind
+
+
+def test_two_tasks_on_two_cores_have_no_help() -> None:
+    family = Family("f")
+    run_here(family, 20, 0.05, width=2.1, solo=False)
+    assert family.kind == FREE
+
+
 def test_what_keeps_others_from_running_holds_the_gil_though_it_never_waits() -> None:
     family = Family("f")
     run_here(family, 6, 0.002, width=1.05, solo=False, beside=True)

@@ -1,7 +1,7 @@
 """What is measured of a family of tasks, and what follows from it for where its tasks run.
 
 No scheduler in the field chooses for the user, and each is the wrong choice for half of the workloads. A family
-(a dask key prefix, a function) is one of five kinds, learned from the spans of the tasks that have run:
+(in dask a key prefix and function, of futures a function) is one of five kinds, learned from the spans of its tasks:
 
 ========  ===========================================================  =========================================
 kind      how it is recognised                                         where it runs
@@ -9,7 +9,8 @@ kind      how it is recognised                                         where it 
 UNKNOWN   has not run yet                                              in a batch of a slot, watched
 QUICK     takes less than ``inline_below_s``                           in a batch of whatever slot is at hand
 WIDE      alone in the process, uses more than one core (BLAS); or     alone: it would fight with itself
-          beside another it waits though no core is idle
+          beside another it waits though no core is idle; or, until
+          it is seen alone, more cores work than there are tasks
 HOLDS     beside another task it gets less CPU time than alone: it     at most one in this process (brief ones in
           waits for the GIL; or a neighbour that runs Python gets      batches), the others in worker processes, if
           next to none: it never lets go of it                         moving them pays
@@ -54,6 +55,8 @@ RETEST_S = 0.5
 confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
+HELPED = 0.25
+"""Cores that are kept busy, or waited for, beyond one for each task that runs: threads of a library."""
 WIDTH_FROM_S = 0.001
 """Of a shorter task this cannot be told: other threads of the process have to do something now and then."""
 
@@ -126,10 +129,11 @@ class Family:
                 self.remote_s *= FORGET
         elif cpu >= 0.0:
             if solo:
+                if wall > WIDTH_FROM_S:
+                    known = self.width > 0.0 and self.solo_wall > 0.0  # not only suspected
+                    self.width = 0.5 * (self.width + span.width) if known else span.width
                 self.solo_wall = 0.5 * self.solo_wall + wall
                 self.solo_cpu = 0.5 * self.solo_cpu + cpu
-                if wall > WIDTH_FROM_S:
-                    self.width = span.width if self.width == 0.0 else 0.5 * (self.width + span.width)
             elif neighbours:
                 self.shared_wall += wall
                 self.shared_cpu += cpu
@@ -221,6 +225,11 @@ class Family:
         if not ((runs >= SHORT_RUNS and wall > SHORT_S) or (runs >= LONG_RUNS and wall > LONG_S)):
             return FREE
         share, cores = self.shared_cpu / wall, self.shared_all / wall
+        if self.width == 0.0 and cores > neighbours + 1 + HELPED:
+            # Tasks that all began together are seen alone by chance only. Whose threads these are, its next run tells.
+            self._forget_shared()
+            self.width = WIDE_ENTER
+            return WIDE
         if self.solo_wall > 0.0:
             starved = share < STARVED * self.solo_cpu / self.solo_wall
         else:
