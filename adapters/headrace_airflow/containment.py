@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from headrace.store.kernel import prctl
 from headrace_airflow import processes
 
 
@@ -225,7 +226,9 @@ class _Program(ctypes.Structure):
 def _install(steps: Sequence[_Step]) -> None:
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     program = _Program(len(steps), code)
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or _libc.syscall(
-        _SECCOMP, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program)
-    ):
+    try:
+        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    except OSError as error:
+        raise CannotContainError(f"there is no filter of system calls: {error.strerror}") from error
+    if _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program)):
         raise CannotContainError(f"there is no filter of system calls: {os.strerror(ctypes.get_errno())}")

@@ -15,12 +15,13 @@ The tree, and what ends each part of it::
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
 from collections.abc import Collection
 from typing import Final
+
+from headrace.store.kernel import prctl
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -31,8 +32,6 @@ _MORE_EXPENDABLE: Final = 300
 """As if it used so many thousandths of the machine's memory more."""
 _FORK_SAFE: Final = frozenset({"jemalloc_bg_thd"})
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-
 
 def die_with_parent(parent: int) -> None:
     """Has the kernel kill this process when the thread that made it ends.
@@ -40,19 +39,19 @@ def die_with_parent(parent: int) -> None:
     Args:
         parent: the pid of the one that made it, as that knew it: if it is gone already, this process ends now.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
 
 def hide_memory() -> None:
     """Other processes of the same user can no longer read this one's memory, environment or descriptors."""
-    _prctl(_PR_SET_DUMPABLE, 0)
+    prctl(_PR_SET_DUMPABLE, 0)
 
 
 def adopt_orphans() -> None:
     """Grandchildren whose parent died become children of this process, so that it can end them."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def share_equal_pages() -> None:
@@ -61,7 +60,7 @@ def share_equal_pages() -> None:
     It does so only where an administrator has its same-page merging run (KSM), and from Linux 6.4.
     """
     try:
-        _prctl(_PR_SET_MEMORY_MERGE, 1)
+        prctl(_PR_SET_MEMORY_MERGE, 1)
     except OSError:  # it cannot
         pass
 
@@ -106,12 +105,6 @@ def kill_group(pid: int) -> None:
             kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
 
 
 def end_children(but: Collection[int] = ()) -> None:

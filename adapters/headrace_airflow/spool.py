@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from headrace.store.kernel import write
 from headrace.store.segments import ALIGNMENT
 from headrace_airflow.store import image
 
@@ -68,10 +69,10 @@ class Writer:
         sizes = [part.nbytes for part in parts]
         offsets, length = image.plan(sizes)
         start = self._end + ALIGNMENT
-        _write(self.fd, _HEAD.pack(length, count), self._end)
-        _write(self.fd, image.table(sizes), start)
+        write(self.fd, _HEAD.pack(length, count), self._end)
+        write(self.fd, image.table(sizes), start)
         for offset, part in zip(offsets, parts, strict=True):
-            _write(self.fd, part, start + offset)
+            write(self.fd, part, start + offset)
         self._end = _aligned(start + length)
         os.ftruncate(self.fd, self._end)
         self._tell(0)
@@ -81,7 +82,7 @@ class Writer:
         self._tell(_ENDED)
 
     def _tell(self, flag: int) -> None:
-        _write(self.fd, _WORD.pack(self._end | flag), 0)
+        write(self.fd, _WORD.pack(self._end | flag), 0)
         self._doorbells += self.newcomers()
         for doorbell in self._doorbells:
             with suppress(OSError):  # it has not heard the last ring yet, or is gone
@@ -147,13 +148,6 @@ def hear(doorbell: socket.socket) -> Callable[[], bool]:
 
 def _aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
-def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view.nbytes:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _view(fd: int, offset: int, length: int) -> memoryview:

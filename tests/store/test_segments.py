@@ -264,13 +264,15 @@ def test_readers_keep_a_closed_arena(arena: Arena, atlas: Atlas) -> None:
         arena.put([memoryview(b"x")])
 
 
-def test_close_waits_for_a_running_put(arena: Arena, atlas: Atlas) -> None:
-    class Slow(Arena):
-        def _write(self, start: int, buffer: memoryview) -> None:
-            self.close()
-            super()._write(start, buffer)
+def test_close_waits_for_a_running_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = kernel.write
 
-    slow = Slow(1, MIB)
+    def close_and_write(fd: int, data: memoryview, offset: int) -> None:
+        slow.close()
+        write(fd, data, offset)
+
+    monkeypatch.setattr(kernel, "write", close_and_write)
+    slow = Arena(1, MIB)
     fd = os.dup(slow.fd)
     offset = slow.put([memoryview(b"x")])[0]
     assert slow.fd == -1

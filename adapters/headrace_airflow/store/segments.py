@@ -22,13 +22,11 @@ from headrace.store import kernel
 from headrace.store.kernel import PAGE
 from headrace_airflow.store import image
 
-_MFD_NOEXEC_SEAL: Final = 0x8
 _FIT: Final = 1.25
 """A segment is used again if it is at most so many times as large as the value."""
 
 _LEAST_REUSED_BYTES: Final = 1 << 20
 _POPULATE_STEP_BYTES: Final = 64 << 20
-_WRITE_MOST_BYTES: Final = 1 << 30
 _SLOW_FROM_BYTES: Final = 64 << 20
 
 
@@ -38,13 +36,8 @@ def create(size_bytes: int) -> int:
     Raises:
         OSError: no descriptor is left.
     """
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    first = kernel.create_file("headrace-xcom")
     try:
-        first = os.memfd_create("headrace-xcom", flags | _MFD_NOEXEC_SEAL)
-    except OSError:  # before Linux 6.3
-        first = os.memfd_create("headrace-xcom", flags)
-    try:
-        os.fchmod(first, 0o600)
         os.ftruncate(first, -(-size_bytes // PAGE) * PAGE)
         fcntl.fcntl(first, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return reopen(first, os.O_RDWR)  # the kernel counts writers of files that were opened, not of those made
@@ -106,7 +99,7 @@ def fill(fd: int, parts: Sequence[bytes | memoryview], *, used_before: bool) -> 
         _copy(fd, placed, length)
     else:
         for offset, part in placed:
-            _write(fd, part, offset)
+            kernel.write(fd, part, offset)
 
 
 def _copy(fd: int, placed: list[tuple[int, memoryview]], length: int) -> None:
@@ -118,12 +111,6 @@ def _copy(fd: int, placed: list[tuple[int, memoryview]], length: int) -> None:
         if part.nbytes:
             kernel.copy(address + offset, part)
     memory.close()
-
-
-def _write(fd: int, part: memoryview, offset: int) -> None:
-    done = 0
-    while done < part.nbytes:
-        done += os.pwrite(fd, part[done : done + _WRITE_MOST_BYTES], offset + done)
 
 
 class Pool:

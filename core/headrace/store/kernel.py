@@ -1,5 +1,6 @@
-"""The few calls into libc that Python's ``mmap`` module lacks: the only place in the store that handles addresses.
+"""What is asked of the kernel in one way everywhere, above all the few calls into libc that Python lacks.
 
+It is the only place in the store that handles addresses.
 ``mmap.mmap`` duplicates the descriptor it is given for as long as it lives (until 3.13), so a thousand maps would use a
 thousand descriptors. Here a map is made in two steps: Python's ``mmap`` reserves anonymous memory, and owns and unmaps
 it; ``mmap(MAP_FIXED)`` then lays the file over it. All calls let go of the GIL.
@@ -20,6 +21,8 @@ _MAP_NORESERVE: Final = 0x4000
 _MADV_REMOVE: Final = 9
 _MADV_DONTDUMP: Final = 16
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14
+_WRITE_MOST: Final = 1 << 30
+"""One write moves at most 2 GiB."""
 _MFD_NOEXEC_SEAL: Final = 0x8
 """Linux 6.3; hardened systems (vm.memfd_noexec=2) refuse files without it, older ones do not know it."""
 
@@ -36,6 +39,7 @@ _libc.mmap.argtypes = (
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _libc.memcpy.restype = ctypes.c_void_p
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
 class _PyBuffer(ctypes.Structure):
@@ -100,7 +104,7 @@ def create_shared(capacity: int) -> tuple[int, mmap.mmap, int]:
     Raises:
         OSError: not even 64 MiB are allowed, or no descriptor is left.
     """
-    fd = _create_file()
+    fd = create_file("headrace")
     capacity = -(-capacity // PAGE) * PAGE
     while True:
         try:
@@ -115,16 +119,41 @@ def create_shared(capacity: int) -> tuple[int, mmap.mmap, int]:
             capacity = capacity // 2 // PAGE * PAGE
 
 
-def _create_file() -> int:
+def create_file(name: str) -> int:
+    """Makes an anonymous file that only this user may open, that cannot be executed, and that may be sealed.
+
+    Args:
+        name: what it is called in ``/proc``.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        fd = os.memfd_create("headrace", flags | _MFD_NOEXEC_SEAL)
+        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        fd = os.memfd_create("headrace", flags)
+        fd = os.memfd_create(name, flags)
     os.fchmod(fd, 0o600)
     return fd
+
+
+def write(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of it into a file; into fresh pages that skips both the zeroing and the faults of a copy into a map.
+
+    Args:
+        fd: the file.
+        data: bytes, or a view of single bytes.
+        offset: where they begin in the file.
+
+    Raises:
+        OSError: there is no room; some of it may have been written.
+    """
+    view = memoryview(data)
+    done = 0
+    while done < view.nbytes:
+        done += os.pwrite(fd, view[done : done + _WRITE_MOST], offset + done)
 
 
 def forbid(address: int, length: int) -> None:
@@ -163,3 +192,14 @@ def copy(address: int, source: memoryview) -> None:
         _libc.memcpy(address, view.buf, view.len)
     finally:
         _release_buffer(ctypes.byref(view))
+
+
+def prctl(option: int, value: int) -> None:
+    """Sets something of this process; see prctl(2).
+
+    Raises:
+        OSError: the kernel, or a sandbox, does not have it.
+    """
+    if _libc.prctl(option, value, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")

@@ -40,9 +40,6 @@ _COPY_UP_TO: Final = 64 * 1024
 _GIL_FREE_FROM: Final = 256 * 1024
 """From this size a copy lets go of the GIL; below, the few µs that this costs are not worth it."""
 
-_WRITE_MOST: Final = 1 << 30
-"""One write moves at most 2 GiB."""
-
 _MOST_MAPS: Final = 16 * 1024
 """With this many maps alive ranges are copied: the kernel allows a process 65,530 (vm.max_map_count) for everything."""
 
@@ -117,7 +114,7 @@ class Arena:
                 if warm:
                     self._copy(start + offset, buffer)
                 else:
-                    self._write(start + offset, buffer)
+                    kernel.write(self.fd, buffer, start + offset)
         except BaseException as error:  # Ctrl-C included: nobody else would ever free the range
             self.free(start)
             if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
@@ -232,12 +229,6 @@ class Arena:
             self._view[start : start + buffer.nbytes] = buffer
         else:
             kernel.copy(self._address + start, buffer)
-
-    def _write(self, start: int, buffer: memoryview) -> None:
-        # write() into fresh pages skips both the zeroing and the faults of a copy into a map.
-        done = 0
-        while done < buffer.nbytes:
-            done += os.pwrite(self.fd, buffer[done : done + _WRITE_MOST], start + done)
 
     def forget_after_fork(self) -> None:
         """In a forked child: makes sure that it neither writes to its parent's memory nor keeps it alive."""

@@ -13,11 +13,12 @@ Three nets, because each has a hole:
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
 from typing import Final, NoReturn
+
+from headrace.store import kernel
 
 _F_SETSIG: Final = 10
 _PR_SET_PDEATHSIG: Final = 1
@@ -30,7 +31,10 @@ def die_with_owner(life_fd: int, with_thread: bool = True) -> None:
     it dies with the thread that started it too.
     """
     if with_thread:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        try:
+            kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        except OSError:
+            pass  # the other nets hold
     try:
         fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp() if os.getpgrp() == os.getpid() else os.getpid())
         fcntl.fcntl(life_fd, _F_SETSIG, int(signal.SIGKILL))
