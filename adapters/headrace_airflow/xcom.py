@@ -16,7 +16,7 @@ import logging
 import os
 import weakref
 from types import GeneratorType
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
 
 from airflow.sdk.bases.xcom import BaseXCom
 
@@ -28,7 +28,16 @@ from headrace_airflow.store.ledger import Slot
 from headrace_airflow.store.settings import StoreSettings, from_options
 from headrace_airflow.unpickling import unpickle
 from headrace_airflow.xcom_native import verdict
-from headrace_airflow.xcom_reference import describe, from_row, is_reference, to_row
+from headrace_airflow.xcom_reference import (
+    describe,
+    from_row,
+    is_parts,
+    is_reference,
+    parts_of,
+    references_in,
+    to_parts,
+    to_row,
+)
 
 generators.install()
 
@@ -76,8 +85,8 @@ class HeadraceXCom(BaseXCom):
         row = result.value
         if is_reference(row):
             return _get(from_row(row))
-        if _is_parts(row):
-            return {name: _part(part) for name, part in row[_PARTS].items()}
+        if is_parts(row):
+            return {name: _part(part) for name, part in parts_of(row).items()}
         return BaseXCom.deserialize_value(result)
 
     @classmethod
@@ -88,11 +97,6 @@ class HeadraceXCom(BaseXCom):
                 client().delete(from_row(reference))
             except Exception as error:  # it never raises
                 _log.warning("the stored value of an XCom stays behind: %s", error)
-
-
-def references_in(row: Any) -> list[dict[str, Any]]:
-    """The references in a database value: none, one, or those of multiple outputs."""
-    return [part for part in (row[_PARTS].values() if _is_parts(row) else [row]) if is_reference(part)]
 
 
 @functools.cache
@@ -114,8 +118,6 @@ def client() -> StoreClient:
     return StoreClient(settings())
 
 
-_PARTS: Final = "__data__"
-_PARTS_CLASSNAME: Final = "headrace.XComParts"
 _RETURN_KEY: Final = BaseXCom.XCOM_RETURN_KEY
 
 _pushed: dict[Slot, tuple[weakref.ref[Any], dict[str, Any]]] = {}
@@ -162,7 +164,7 @@ def _row_of_parts(value: Any, slot: Slot) -> dict[str, Any] | None:
     rows = {
         name: shared.get(name) or _row(item, slot._replace(key=f"{slot.key}[{name}]")) for name, item in value.items()
     }
-    return {"__classname__": _PARTS_CLASSNAME, "__version__": 1, _PARTS: rows}
+    return to_parts(rows)
 
 
 def _row_if_same(slot: Slot, value: Any) -> dict[str, Any] | None:
@@ -183,10 +185,6 @@ def _equal(one: memoryview, other: memoryview) -> bool:
     # memoryview compares item by item, bytes compare as fast as memory can be read.
     steps = range(0, one.nbytes, _COMPARED_BYTES)
     return all(bytes(one[at : at + _COMPARED_BYTES]) == bytes(other[at : at + _COMPARED_BYTES]) for at in steps)
-
-
-def _is_parts(row: Any) -> TypeGuard[dict[str, Any]]:
-    return type(row) is dict and row.get("__classname__") == _PARTS_CLASSNAME
 
 
 def _part(row: Any) -> Any:

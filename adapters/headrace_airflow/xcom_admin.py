@@ -17,6 +17,7 @@ from headrace_airflow import xcom
 from headrace_airflow.store import storage
 from headrace_airflow.store.client import StoreClient
 from headrace_airflow.store.report import RunUsage, by_run, render
+from headrace_airflow.xcom_reference import references_in
 
 YOUNG_S: Final = 900.0
 """What was put or used after that long ago is never collected: a row is written a moment after its value."""
@@ -90,7 +91,7 @@ def _referred(session: Any, folders: Collection[str]) -> set[str]:
 def ids_in(row: Any) -> set[str]:
     """The ids of the objects that one database value refers to."""
     found = set()
-    for part in xcom.references_in(row):
+    for part in references_in(row):
         with contextlib.suppress(KeyError, TypeError):  # it is damaged: there is nothing that it could refer to
             found.add(str(part["__data__"]["id"]))
     return found

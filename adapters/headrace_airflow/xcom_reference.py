@@ -3,19 +3,24 @@
 It has the form of a value that stock Airflow has serialized, for two reasons. The API server and the UI show such a
 value as text, without looking for its class: that is the summary people see. And the REST API refuses to store anything
 with these reserved names, so nobody can plant a reference there and have a task unpickle what it points to.
+
+What a task with multiple outputs returns stands there as its parts: for each name a reference, or what stock keeps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 CLASSNAME: Final = "headrace.XCom"
+PARTS_CLASSNAME: Final = "headrace.XComParts"
 VERSION: Final = 1
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _LONGEST_SHAPE: Final = 80
 _FIELDS: Final = frozenset({"id", "slot", "bytes", "type", "shape", "url"})
+_SLOT_FIELDS: Final = 5
+"""DAG, run, task, map index, key."""
 
 
 class UnknownReferenceError(ValueError):
@@ -31,6 +36,11 @@ def to_row(record: dict[str, Any]) -> dict[str, Any]:
     return {"__classname__": CLASSNAME, "__version__": VERSION, "__data__": data}
 
 
+def to_parts(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The database's value for a dict whose values have these."""
+    return {"__classname__": PARTS_CLASSNAME, "__version__": VERSION, "__data__": dict(rows)}
+
+
 def is_reference(row: Any) -> bool:
     """Whether a database's value is a reference, of whatever version."""
     return type(row) is dict and row.get("__classname__") == CLASSNAME
@@ -42,15 +52,46 @@ def from_row(row: Any) -> dict[str, Any]:
     Raises:
         UnknownReferenceError: its version is not known here, or something is missing.
     """
+    data = _data(row)
+    if not data.keys() >= _FIELDS or not isinstance(data["slot"], (list, tuple)) or len(data["slot"]) != _SLOT_FIELDS:
+        raise _damaged(row)
+    return {name: data[name] for name in _FIELDS}
+
+
+def is_parts(row: Any) -> bool:
+    """Whether a database's value has a row for each part of the value, of whatever version."""
+    return type(row) is dict and row.get("__classname__") == PARTS_CLASSNAME
+
+
+def parts_of(row: Any) -> dict[str, Any]:
+    """The rows of the parts.
+
+    Raises:
+        UnknownReferenceError: as for ``from_row``.
+    """
+    return _data(row)
+
+
+def references_in(row: Any) -> list[dict[str, Any]]:
+    """The references in a database's value: none, one, or those of its parts; in what is damaged there are none."""
+    parts = row.get("__data__") if is_parts(row) else {"": row}
+    return [part for part in parts.values() if is_reference(part)] if isinstance(parts, dict) else []
+
+
+def _data(row: Any) -> dict[str, Any]:
     version, data = row.get("__version__"), row.get("__data__")
     if version != VERSION:
         raise UnknownReferenceError(
             f"this XCom was stored by another version of Headrace (format {version}; known here: {VERSION}): "
             "use that version, or clear the task that made it"
         )
-    if not isinstance(data, dict) or not data.keys() >= _FIELDS or len(data["slot"]) != 5:
-        raise UnknownReferenceError(f"this reference to a stored XCom is damaged: {row!r}")
-    return {name: data[name] for name in _FIELDS}
+    if not isinstance(data, dict):
+        raise _damaged(row)
+    return data
+
+
+def _damaged(row: Any) -> UnknownReferenceError:
+    return UnknownReferenceError(f"this reference to a stored XCom is damaged: {row!r}")
 
 
 def readable_size(size_bytes: float) -> str:

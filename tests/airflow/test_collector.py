@@ -12,7 +12,7 @@ import pytest
 from headrace.testing import wait_until
 from headrace_airflow.collector import Collector
 from headrace_airflow.xcom_admin import ids_in
-from headrace_airflow.xcom_reference import CLASSNAME
+from headrace_airflow.xcom_reference import CLASSNAME, PARTS_CLASSNAME
 
 
 def children() -> list[psutil.Process]:
@@ -62,4 +62,5 @@ def test_one_that_cannot_be_started_is_left_for_the_next_time(tmp_path: Path, ca
 def test_a_damaged_row_keeps_nothing_and_stops_nobody(data: Any) -> None:
     reference = {"__classname__": CLASSNAME, "__version__": 1, "__data__": {"id": "kept"}}
     parts = {"one": {**reference, "__data__": data}, "other": reference, "plain": 1}
-    assert ids_in({"__classname__": "headrace.XComParts", "__version__": 1, "__data__": parts}) == {"kept"}
+    assert ids_in({"__classname__": PARTS_CLASSNAME, "__version__": 1, "__data__": parts}) == {"kept"}
+    assert ids_in({"__classname__": PARTS_CLASSNAME, "__version__": 1, "__data__": data}) == set()

@@ -26,7 +26,7 @@ from headrace_airflow import xcom
 from headrace_airflow.bench.processes import has_ended
 from headrace_airflow.store.errors import LostValueError
 from headrace_airflow.xcom import HeadraceXCom
-from headrace_airflow.xcom_reference import from_row, is_reference
+from headrace_airflow.xcom_reference import PARTS_CLASSNAME, from_row, is_reference
 
 NAMES = {"task_id": "task", "dag_id": "dag", "run_id": "run", "map_index": -1}
 
@@ -329,7 +329,12 @@ def test_purging_gives_up_value_and_copy(store: Path) -> None:
 
 
 def test_purging_never_raises() -> None:
-    for row in (None, "text", {"__classname__": "headrace.XCom", "__version__": 99}):
+    for row in (
+        None,
+        "text",
+        {"__classname__": "headrace.XCom", "__version__": 99},
+        {"__classname__": PARTS_CLASSNAME},
+    ):
         purge(row)
     HeadraceXCom.purge(None)
 

@@ -20,8 +20,12 @@ from headrace_airflow.xcom_reference import (
     UnknownReferenceError,
     describe,
     from_row,
+    is_parts,
     is_reference,
+    parts_of,
     readable_size,
+    references_in,
+    to_parts,
     to_row,
 )
 
@@ -119,10 +123,32 @@ def test_a_reference_of_a_newer_version_is_refused() -> None:
         from_row({**to_row(RECORD), "__version__": 2})
 
 
-@pytest.mark.parametrize("data", [None, [], {}, {"id": "x"}, {**RECORD, "slot": []}])
+@pytest.mark.parametrize("data", [None, [], {}, {"id": "x"}, {**RECORD, "slot": []}, {**RECORD, "slot": 5}])
 def test_a_damaged_reference_is_refused(data: Any) -> None:
     with pytest.raises(UnknownReferenceError, match="damaged"):
         from_row({**to_row(RECORD), "__data__": data})
+
+
+def test_the_parts_of_a_value_come_back_from_json() -> None:
+    parts = {"stored": to_row(RECORD), "plain": 3}
+    row = json.loads(json.dumps(to_parts(parts)))
+    assert is_parts(row)
+    assert not is_reference(row)
+    assert parts_of(row) == parts
+    assert references_in(row) == [to_row(RECORD)]
+
+
+def test_parts_of_a_newer_version_or_damaged_ones_are_refused() -> None:
+    with pytest.raises(UnknownReferenceError, match="another version"):
+        parts_of({**to_parts({}), "__version__": 2})
+    with pytest.raises(UnknownReferenceError, match="damaged"):
+        parts_of({**to_parts({}), "__data__": [1]})
+
+
+def test_references_are_found_in_rows_of_newer_versions_too() -> None:
+    newer = {**to_row(RECORD), "__version__": 2}
+    assert references_in(newer) == [newer]
+    assert references_in({**to_parts({"part": newer}), "__version__": 2}) == [newer]
 
 
 def test_the_api_server_shows_a_summary_without_looking_for_a_class() -> None:
