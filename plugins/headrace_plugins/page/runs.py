@@ -32,7 +32,7 @@ def files(session: Any, dags: Collection[str]) -> set[tuple[str, str]]:
 
 
 class Runs:
-    """Keeps the shapes of the last DAGs that it saw: a version of a DAG has one shape. Thread-safe."""
+    """Keeps the shapes of the last DAGs that came up: a version of a DAG has one shape. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -13,7 +13,7 @@ from headrace_airflow.observe import Daemon, Store
 
 _TASK: Final = ("id", "state", "pid", "since", "started", "waits_for", "cpus", "memory_bytes")
 _DAEMON: Final = ("pid", "since", "drained", "limits", "memory", "schedulers", "supervisors")
-_STORE: Final = ("pid", "objects", "memory_bytes", "budget_bytes", "spilled_bytes", "undurable", "failed")
+_STORE: Final = ("objects", "memory_bytes", "budget_bytes", "spilled_bytes", "undurable", "failed")
 _RUN: Final = ("dag_id", "run_id", "objects", "memory_bytes", "file_bytes", "copied_bytes", "not_copied", "readers")
 
 

@@ -20,7 +20,7 @@ export function timeline(run, now, width) {
   return svg;
 }
 
-export function nameOf(task) {
+function nameOf(task) {
   return task.map_index < 0 ? task.task_id : `${task.task_id}[${task.map_index}]`;
 }
 
