@@ -10,12 +10,15 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Gate:
-    """Made in one process, used in those forked from it. No process may enter twice.
+    """Made in one process, used in those forked from it; nobody forks while inside. Thread-safe.
+
+    Threads of one process must be fewer than it is wide.
 
     Args:
         width: how many may be inside at once.
@@ -25,6 +28,9 @@ class Gate:
         self._width = width
         self._fd = os.memfd_create("headrace-gate", os.MFD_CLOEXEC)
         """Each who is inside has locked one byte: record locks belong to processes, and end with them."""
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
+        """The bytes that threads of this process have locked, or wait for: the kernel would let all of them in."""
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -33,15 +39,22 @@ class Gate:
         try:
             yield
         finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+            with self._lock:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+                self._taken.discard(byte)
 
     def _free_byte(self) -> int:
         first = os.getpid() % self._width
-        for byte in itertools.chain(range(first, self._width), range(first)):
-            try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-            except BlockingIOError:
-                continue
-            return byte
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, first)
-        return first
+        with self._lock:
+            in_turn = itertools.chain(range(first, self._width), range(first))
+            others = [byte for byte in in_turn if byte not in self._taken]
+            for byte in others:
+                try:
+                    fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+                except BlockingIOError:
+                    continue
+                self._taken.add(byte)
+                return byte
+            self._taken.add(others[0])
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, others[0])
+        return others[0]

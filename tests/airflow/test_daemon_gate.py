@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
@@ -39,6 +42,35 @@ def test_as_many_are_inside_as_may_be_and_no_more(tmp_path: Path) -> None:
     assert len(moves) == 2 * 8 * 5
     assert max(accumulate(moves)) == 3
     os.close(log)
+    os.close(gate._fd)
+
+
+def test_each_thread_counts() -> None:
+    gate = Gate(4)
+
+    def is_free(byte: int) -> bool:
+        try:
+            fcntl.lockf(gate._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except BlockingIOError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(3) as pool:
+        inside = threading.Barrier(4)
+
+        def stays() -> None:
+            with gate.entered():
+                inside.wait(30)
+                inside.wait(30)
+
+        for _ in range(3):
+            pool.submit(stays)
+        inside.wait(30)
+        free = fork(lambda: os._exit(sum(map(is_free, range(4)))))
+        assert os.waitstatus_to_exitcode(os.waitpid(free, 0)[1]) == 1
+        inside.wait(30)
+    free = fork(lambda: os._exit(sum(map(is_free, range(4)))))
+    assert os.waitstatus_to_exitcode(os.waitpid(free, 0)[1]) == 4
     os.close(gate._fd)
 
 

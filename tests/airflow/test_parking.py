@@ -118,10 +118,12 @@ def test_without_a_pulse_all_are_woken_and_the_next_has_another(node: Node) -> N
 
 
 @contextmanager
-def pulse(send: Send, longest_s: float = 3600.0) -> Iterator[Channel]:
-    """A pulse that sends often; the daemon's end of the connection to it."""
+def pulse(send: Send, longest_s: float = 3600.0, every_s: float = 0.01, parked: str = "") -> Iterator[Channel]:
+    """A pulse that sends often, two at once, at first for these tasks; the daemon's end of the connection to it."""
     ours, theirs = wire.pair()
-    thread = threading.Thread(target=Pulse(Channel(theirs), send, 0.01, longest_s).run)
+    for key in parked:
+        ours.send(beat(key))
+    thread = threading.Thread(target=Pulse(Channel(theirs), [send] * 2, every_s, longest_s).run)
     thread.start()
     try:
         yield ours
@@ -173,6 +175,29 @@ def test_a_task_that_shall_not_go_on_is_a_supervisors_affair() -> None:
         daemon.send(beat("b"))
         assert told(daemon) == {"t": "wake", "id": "b"}
     assert sent.count("ti b") == 1
+
+
+def test_those_that_are_due_are_sent_side_by_side_the_first_ones_first() -> None:
+    sent: list[str] = []
+    pairs: list[set[str]] = []
+    enough = threading.Event()
+
+    def together() -> None:
+        pairs.append(set(sent[-2:]))
+        if len(pairs) == 3:
+            enough.set()
+
+    both = threading.Barrier(2, together)
+
+    def send(_server: str, token: str, ti: str, _pid: int) -> str:
+        sent.append(ti)
+        both.wait(30)
+        return token
+
+    with pulse(send, every_s=0.0, parked="abcde"):
+        assert enough.wait(30)
+    assert pairs[:2] == [{"ti a", "ti b"}, {"ti c", "ti d"}]
+    assert "ti e" in pairs[2]
 
 
 def test_a_server_that_is_away_for_a_moment_changes_nothing() -> None:
