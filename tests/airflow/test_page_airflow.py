@@ -159,6 +159,15 @@ class TestData:
         assert {daemon["team"]: daemon["state"] for daemon in found} == {None: "running", "blue": "running"}
         assert len({daemon["pid"] for daemon in found}) == 2
 
+    def test_a_daemon_that_was_silent_is_seen_soon_after_it_has_recovered(self, site: Site) -> None:
+        (daemon,) = site.data()["daemons"]
+        os.kill(daemon["pid"], signal.SIGSTOP)
+        try:
+            wait_until(lambda: site.data()["daemons"][0]["state"] == "silent", timeout_s=60)
+        finally:
+            os.kill(daemon["pid"], signal.SIGCONT)
+        wait_until(lambda: site.data()["daemons"][0]["state"] == "running", timeout_s=20)
+
     def test_no_secret_is_in_it(self, site: Site, airflow: RealAirflow, held: Any) -> None:
         wait_until(lambda: running(site, held.run), timeout_s=60)
         text = site.get("/headrace/data", Authorization=f"Bearer {site.token('admin')}").text
