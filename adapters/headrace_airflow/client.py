@@ -75,7 +75,7 @@ class Setup:
 
 
 def connect(place: Path, role: str, timeout_s: float = 5.0, fingerprint: str = "") -> Channel | None:
-    """A connection to the daemon of a folder; ``None``: there is none, or it is just ending, or another user's.
+    """A connection to the daemon of a folder; ``None``: there is none, or another user's, or it ends or is silent.
 
     Args:
         place: the daemon's folder.
@@ -87,9 +87,10 @@ def connect(place: Path, role: str, timeout_s: float = 5.0, fingerprint: str = "
         PermissionError: the folder is another user's.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)  # or it would wait for ever where a daemon that does nothing has a full queue
     try:
         sock.connect(os.fspath(places.socket_path(place)))
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
         sock.close()
         return None
     except BaseException:

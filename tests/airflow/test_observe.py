@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from airflow.configuration import conf
 
-from headrace_airflow import HeadraceExecutor, observe, places, xcom
+from headrace_airflow import HeadraceExecutor, client, observe, places, xcom
 from headrace_airflow.store.home import Home
 from headrace_airflow.store.settings import StoreSettings
 from headrace_airflow.wire import Channel, Message
@@ -52,6 +52,13 @@ def serve(channel: Channel, answers: list[Message]) -> None:
     channel.close()
 
 
+def fill_queue_at(address: str) -> None:
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            sock.connect(address)
+
+
 class TestDaemons:
     def test_all_are_asked_at_the_same_time(
         self, listeners: list[socket.socket], teams: list[str | None], monkeypatch: pytest.MonkeyPatch
@@ -86,6 +93,12 @@ class TestDaemons:
         assert [(daemon.state, daemon.status) for daemon in found] == [
             ("silent", None), ("silent", None), ("absent", None),
         ]  # fmt: skip
+
+    def test_one_that_accepts_nobody_any_more_does_not_block(self, listeners: list[socket.socket]) -> None:
+        address = listeners[0].getsockname()
+        with pytest.raises(BlockingIOError):
+            fill_queue_at(address)
+        assert client.connect(Path(address).parent, "observer") is None
 
     def test_nobody_is_asked_where_there_is_no_executor(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(observe, "_executors", list)
