@@ -9,6 +9,8 @@
 All of them have the DAGs of ``dags/``. Everything that an Airflow starts belongs to a process family of its own, which
 ends with it: the fixtures that look for leftovers do not see it, and need not.
 
+For tests that need no Airflow ``make_node`` makes a node without one, from daemon to task (without_airflow.py).
+
 For tests of the XCom store alone, ``settings`` and ``client`` are those of a store of the test's own.
 """
 
@@ -30,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from without_airflow import Node
+
     from headrace_airflow.store.client import StoreClient
     from headrace_airflow.store.settings import StoreSettings
 
@@ -73,6 +77,24 @@ def client(settings: StoreSettings) -> Iterator[StoreClient]:
 
     with closing(StoreClient(settings)) as found:
         yield found
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Node]]:
+    """``make_node(rest_s=…)``: a node without Airflow that ends with the test."""
+    import without_airflow
+
+    from headrace_airflow import client
+
+    monkeypatch.setattr(client, "_BOOTSTRAP", without_airflow.BOOTSTRAP.format("become_daemon"))
+    with ExitStack() as stack:
+
+        def make(rest_s: float = 3600.0) -> Node:
+            node = without_airflow.Node(tmp_path, rest_s)
+            stack.callback(node.end)
+            return node
+
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,95 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headrace_airflow import daemon, forks, internals, origin, task_logging, zygotes
+from headrace.testing import wait_until
+from headrace_airflow import client, daemon, forks, internals, origin, task_logging, zygotes
+from headrace_airflow.client import Setup
+from headrace_airflow.settings import Settings
 from headrace_airflow.supervisor import NotStarted
 from headrace_airflow.wire import Channel, Message
 
 BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import without_airflow; without_airflow.{}(*sys.argv[2:])"
 )
+
+
+class Node:
+    """A daemon, and the scheduler that it has."""
+
+    def __init__(self, folder: Path, rest_s: float) -> None:
+        self.folder = folder
+        self.place = folder / "node"
+        self.faults = folder / "faults"
+        self.faults.mkdir()
+        self._log = folder / "daemon.log"
+        environ = {**os.environ, "FAULTS": str(self.faults), "REST_S": str(rest_s)}
+        setup = Setup(Settings(cpus=4, tasks=4), environ)
+        self.daemon = client.connect_or_launch(self.place, setup, self._log, "scheduler")
+        self._submitted = 0
+
+    def submit(self, does: str, file: Path | None = None) -> str:
+        self._submitted += 1
+        key = str(self._submitted)
+        ti = {"dag_id": "dag", "run_id": "run", "task_id": key, "map_index": 0}
+        workload = {"type": "ExecuteTask", "ti": ti, "does": does, "log_path": f"{key}.log"}
+        message = {"t": "submit", "id": key, "name": key, "workload": workload, "server": ""}
+        self.daemon.send({**message, "file": None if file is None else ["", "", str(file)]})
+        return key
+
+    def heard(self, kind: str, key: str) -> Message:
+        """Waits until the daemon says this of a workload."""
+        while True:
+            received = self.daemon.wait(30.0)
+            assert received is not None, self.log()
+            message, _ = received
+            if (message["t"], message["id"]) == (kind, key):
+                return message
+
+    def run(self, does: str, file: Path | None = None) -> Message:
+        """How a workload ended."""
+        return self.heard("ended", self.submit(does, file))
+
+    def ask(self, message: Message) -> Message:
+        """What the daemon answers to somebody who is no scheduler."""
+        channel = client.connect(self.place, "test")
+        assert channel is not None
+        try:
+            answer = client.ask(channel, message)
+            assert answer is not None
+            return answer
+        finally:
+            channel.close()
+
+    def status(self) -> Message:
+        return self.ask({"t": "status"})
+
+    def leave(self) -> None:
+        """The scheduler goes, and the daemon has seen it."""
+        self.daemon.close()
+        wait_until(lambda: self.status()["schedulers"] == 0, timeout_s=30)
+
+    def zygote(self, file: Path | None) -> Message:
+        """The one of a file, or the bare one."""
+        found: list[Any] = [z for z in self.status()["zygotes"] if (z["file"] or [None])[-1] == (file and str(file))]
+        (one,) = found
+        return one
+
+    def have_bare_ones_die(self) -> None:
+        """Until the daemon starts no other one."""
+        (self.faults / "bare_dies").touch()
+        wait_until(lambda: self.zygote(None)["pid"] != 0, timeout_s=30)
+        os.kill(self.zygote(None)["pid"], signal.SIGKILL)
+        wait_until(lambda: "tasks that need the bare zygote fail" in self.log(), timeout_s=30)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> None:
+        self.daemon.close()
+        if (channel := client.connect(self.place, "test")) is not None:
+            channel.send({"t": "stop"})
+            channel.close()
+        wait_until(lambda: not client.running(self.place), timeout_s=30)
 
 
 def become_daemon(*arguments: str) -> NoReturn:
