@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from headrace.cgroups import folders
+
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 10**3, "m": 1 << 20, "mib": 1 << 20, "mb": 10**6,
                  "g": 1 << 30, "gib": 1 << 30, "gb": 10**9, "t": 1 << 40, "tib": 1 << 40, "tb": 10**12}  # fmt: skip
 _UNLIMITED: Final = 1 << 60
 """Version 1 of cgroups writes a number like this where there is no limit."""
-_ROOT: Final = Path("/sys/fs/cgroup")
-_MEMBERSHIP: Final = Path("/proc/self/cgroup")
 _NAMES: Final = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -52,7 +52,7 @@ def memory_limit_bytes() -> int:
 
 def cgroups() -> list[Cgroup]:
     """Those of this process and everything above it that limit memory, in both versions."""
-    found = (_cgroup(folder, *names) for folder in _cgroup_folders() for names in _NAMES)
+    found = (_cgroup(folder, *names) for folder in folders("memory") for names in _NAMES)
     return [group for group in found if group is not None]
 
 
@@ -66,18 +66,3 @@ def _cgroup(folder: Path, limit_name: str, used_name: str, cache_name: str) -> C
     except OSError:  # not this version, or none that can be read
         return None
     return Cgroup(int(limit), int(limit) - used + int(stat.get(cache_name, 0)))
-
-
-def _cgroup_folders() -> list[Path]:
-    """Those of this process and of everything above it, in both versions; a container sees only the last."""
-    folders = [_ROOT, _ROOT / "memory"]
-    try:
-        lines = _MEMBERSHIP.read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            inner = Path(path.lstrip("/"))
-            folders += [_ROOT / controllers / part for part in (inner, *inner.parents)]
-    return list(dict.fromkeys(folders))

@@ -8,10 +8,12 @@ it has the settings of a node's daemon and store (:mod:`headrace_airflow.setting
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+from headrace import cgroups
 from headrace.errors import ConfigError
 
 Lane = Literal["auto", "inline", "threads", "processes"]
@@ -31,14 +33,9 @@ def lane_named(name: object) -> Lane:
 
 
 def available_cores() -> int:
-    """How many cores this process may use: its CPU affinity, capped by a cgroup v2 quota."""
+    """How many cores this process may use: its CPU affinity, capped by the quota of a cgroup."""
     cores = len(os.sched_getaffinity(0))
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
-    except (OSError, ValueError):  # no cgroup v2, or nothing that it would write
-        return cores
+    return max(1, math.ceil(min(cores, cgroups.cores())))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace_airflow import memory
+import headrace.cgroups
 from headrace_airflow.load import memory_bytes, memory_is_plenty
 from headrace_airflow.memory import Cgroup, cgroups, memory_limit_bytes
 
@@ -42,8 +42,8 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
-    monkeypatch.setattr(memory, "_ROOT", tmp_path)
-    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "self")
+    monkeypatch.setattr(headrace.cgroups, "_ROOT", tmp_path)
+    monkeypatch.setattr(headrace.cgroups, "_MEMBERSHIP", tmp_path / "self")
     return Tree(tmp_path)
 
 

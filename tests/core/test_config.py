@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
-import io
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace import cgroups
 from headrace.config import LANES, Settings, available_cores, lane_named, resolve
 from headrace.errors import ConfigError
 
-CPU_MAX = "/sys/fs/cgroup/cpu.max"
-
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes this process see so many cores and such a content of the cgroup's quota file (None: no file)."""
-    real_open = builtins.open
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int, str, dict[str, str]], None]:
+    """Makes this process see so many cores, be in such cgroups, and find these files in /sys/fs/cgroup."""
 
-    def pretend(cores: int, quota: str | None) -> None:
-        def fake_open(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if path != CPU_MAX:
-                return real_open(path, *args, **kwargs)
-            if quota is None:
-                raise FileNotFoundError(path)
-            return io.StringIO(quota)
-
+    def pretend(cores: int, membership: str, files: dict[str, str]) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
-        monkeypatch.setattr(builtins, "open", fake_open)
+        monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
+        monkeypatch.setattr(cgroups, "_MEMBERSHIP", tmp_path / "membership")
+        for name, content in {"membership": membership, **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
 
     return pretend
 
@@ -40,7 +35,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("cores", "quota", "expected"),
     [
-        (8, None, 8),
         (8, "max 100000\n", 8),
         (8, "200000 100000\n", 2),
         (8, "150000 100000\n", 2),  # a core and a half keep two threads busy
@@ -50,10 +44,29 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         (4, "nonsense here", 4),
     ],
 )
-def test_cores_are_the_affinity_capped_by_the_quota(machine: Any, cores: int, quota: str | None, expected: int) -> None:
-    machine(cores, quota)
+def test_cores_are_the_affinity_capped_by_the_quota(machine: Any, cores: int, quota: str, expected: int) -> None:
+    machine(cores, "0::/\n", {"cpu.max": quota})
     assert available_cores() == expected
     assert Settings().num_workers == expected
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("", {}, 8),
+        ("0::/system.slice/a.service\n", {"system.slice/a.service/cpu.max": "300000 100000\n"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2),
+        (
+            "4:cpu,cpuacct:/pod\n3:memory:/pod\n0::/\n",
+            {"cpu,cpuacct/pod/cpu.cfs_quota_us": "400000\n", "cpu,cpuacct/pod/cpu.cfs_period_us": "100000\n"},
+            4,
+        ),
+        ("4:cpu:/docker/1\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+    ],
+)
+def test_quotas_of_services_and_containers(machine: Any, membership: str, files: dict[str, str], expected: int) -> None:
+    machine(8, membership, files)
+    assert available_cores() == expected
 
 
 def test_defaults_are_valid_and_frozen() -> None:
