@@ -32,6 +32,7 @@ from typing import Final, NoReturn
 from headrace.obituary import describe_exit
 from headrace_airflow import admission, load, places, processes, speculation, wire
 from headrace_airflow.admission import BARE, Admission, Limits
+from headrace_airflow.clients import Clients
 from headrace_airflow.forks import Child, Forks
 from headrace_airflow.hosted_store import HostedStore
 from headrace_airflow.loop import Loop
@@ -45,8 +46,6 @@ _TICK_S: Final = 1.0
 _LAZY_TICK_S: Final = 15.0
 _IDLE_SUPERVISOR_S: Final = 10.0
 _KEPT_ENDS: Final = 4_000
-_MOST_UNSENT: Final = 10_000
-"""A client that leaves so many messages unread is dropped, as if it had gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,17 +81,13 @@ class Daemon:
 
     def __init__(self, place: Path, settings: Settings, store: str = "", fingerprint: str = "") -> None:
         self._place = place
-        self._fingerprint = fingerprint
         self._settings = settings
         s = settings
         limits = Limits(s.cpus, s.memory_bytes, s.tasks, s.patience_s, s.zygote_idle_s, s.zygotes, s.longest_wait_s)
         self._machine = Admission(limits)
         self._loop = Loop()
         self.store = HostedStore(store, self._loop, _log)
-        self._clients: dict[Channel, str] = {}
-        """The role of each client: scheduler, or anything else."""
-        self._fingerprints: dict[Channel, str] = {}
-        """Of what each scheduler would start a daemon with."""
+        self._clients = Clients(fingerprint)
         self._tasks: dict[str, _Task] = {}
         self._ends: dict[str, Message] = {}
         """How the last workloads ended."""
@@ -159,25 +154,19 @@ class Daemon:
         for supervisor in self._supervisors:
             if supervisor.task is None and now - supervisor.idle_since >= _IDLE_SUPERVISOR_S:
                 self._loop.forget(supervisor.child.channel)  # it ends when it sees that
-        for client in [client for client in self._clients if client.unsent > _MOST_UNSENT]:
+        for client in self._clients.deaf():
             self._loop.forget(client)
             self._lose_client(client)
-        if self._tasks or "scheduler" in self._clients.values():
+        if self._tasks or self._clients.schedulers:
             self._needed_at = now
         elif now - self._needed_at >= self._settings.linger_s:
             self.stop()
         self._make_way()
 
-    @property
-    def _is_outdated(self) -> bool:
-        """Whether none of the schedulers that are connected would start a daemon as this one was started."""
-        came = set(self._fingerprints.values())
-        return bool(came) and not came & {self._fingerprint, ""}
-
     def _make_way(self) -> bool:
         """Ends if it is outdated and runs nothing; not while it is drained, which another one would not be."""
         runs = any(task.state != "waiting" for task in self._tasks.values())
-        if runs or self._machine.drained or not self._is_outdated:
+        if runs or self._machine.drained or not self._clients.find_daemon_outdated:
             return False
         _log("makes way: the scheduler has another environment, other settings or other packages")
         self.stop()
@@ -200,12 +189,11 @@ class Daemon:
             sock.close()
             return
         client = Channel(sock)
-        self._clients[client] = "unknown"
+        self._clients.came(client)
         self._loop.listen(client, lambda message: self._hear(client, message), lambda: self._lose_client(client))
 
     def _lose_client(self, client: Channel) -> None:
-        del self._clients[client]
-        self._fingerprints.pop(client, None)
+        self._clients.left(client)
         for task in self._tasks.values():
             if task.owner is client:
                 task.owner = None
@@ -238,12 +226,10 @@ class Daemon:
                 self.stop()
 
     def _welcome(self, client: Channel, message: Message) -> None:
-        self._clients[client] = message["role"]
-        if message["role"] == "scheduler":
-            self._fingerprints[client] = message.get("fingerprint", "")
+        self._clients.said_hello(client, message)
         ends = self._make_way()
         client.send({"t": "welcome", "ends": ends})
-        if client in self._fingerprints and self._is_outdated:
+        if self._clients.is_scheduler(client) and self._clients.find_daemon_outdated:
             client.send({"t": "outdated"})
 
     def _submit(self, client: Channel, message: Message) -> None:
@@ -283,9 +269,9 @@ class Daemon:
             "pid": os.getpid(),
             "since": self._started,
             "drained": self._machine.drained,
-            "outdated": self._is_outdated,
+            "outdated": self._clients.find_daemon_outdated,
             "limits": {"cpus": limits.cpus, "memory_bytes": limits.memory_bytes, "tasks": limits.tasks},
-            "schedulers": sum(role == "scheduler" for role in self._clients.values()),
+            "schedulers": self._clients.schedulers,
             "memory": {"total_bytes": total_bytes, "free_bytes": free_bytes},
             "supervisors": [{"pid": s.child.pid, "task": s.task} for s in self._supervisors],
             "tasks": [self._describe(key, task) for key, task in self._tasks.items()],
