@@ -38,21 +38,14 @@ from headrace_airflow.hosted_store import HostedStore
 from headrace_airflow.loop import Loop
 from headrace_airflow.parking import Parking
 from headrace_airflow.settings import Settings
+from headrace_airflow.supervisors import Supervisor, Supervisors
 from headrace_airflow.wire import Channel, Message
 from headrace_airflow.zygotes import Zygotes
 
 _EAGER_TICK_S: Final = 0.25
 _TICK_S: Final = 1.0
 _LAZY_TICK_S: Final = 15.0
-_IDLE_SUPERVISOR_S: Final = 10.0
 _KEPT_ENDS: Final = 4_000
-
-
-@dataclass(slots=True, eq=False)
-class _Supervisor:
-    child: Child
-    task: str | None = None
-    idle_since: float = 0.0
 
 
 @dataclass(slots=True)
@@ -61,7 +54,7 @@ class _Task:
 
     message: Message
     owner: Channel | None
-    supervisor: _Supervisor | None = None
+    supervisor: Supervisor | None = None
     pid: int = 0
     zygote: int = BARE
     state: str = "waiting"
@@ -91,7 +84,6 @@ class Daemon:
         self._tasks: dict[str, _Task] = {}
         self._ends: dict[str, Message] = {}
         """How the last workloads ended."""
-        self._supervisors: list[_Supervisor] = []
         self._parking = Parking(self._loop, self._start_pulse, self._resume)
         self._load = load.Load()
         self._needed_at = time.monotonic()
@@ -99,6 +91,7 @@ class Daemon:
         self._stopping = False
         self._listener = self._listen()
         self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
+        self._supervisors = Supervisors(self._forks, self._loop, self._hear_supervisor, self._lose_supervisor)
         self._zygotes = Zygotes(self._forks, self._loop, self._handle, _log, self._settings)
         self._zygotes.start(BARE, None)
 
@@ -151,9 +144,7 @@ class Daemon:
         self._handle(admission.Ticked())
         self.store.host()
         processes.reap_adopted(self.store.io_pids() | {self._forks.pid})
-        for supervisor in self._supervisors:
-            if supervisor.task is None and now - supervisor.idle_since >= _IDLE_SUPERVISOR_S:
-                self._loop.forget(supervisor.child.channel)  # it ends when it sees that
+        self._supervisors.retire()
         for client in self._clients.deaf():
             self._loop.forget(client)
             self._lose_client(client)
@@ -273,7 +264,7 @@ class Daemon:
             "limits": {"cpus": limits.cpus, "memory_bytes": limits.memory_bytes, "tasks": limits.tasks},
             "schedulers": self._clients.schedulers,
             "memory": {"total_bytes": total_bytes, "free_bytes": free_bytes},
-            "supervisors": [{"pid": s.child.pid, "task": s.task} for s in self._supervisors],
+            "supervisors": self._supervisors.describe(),
             "tasks": [self._describe(key, task) for key, task in self._tasks.items()],
             "ahead": [
                 {"state": ahead.state, "instance": list(ahead.offer.instance)}
@@ -344,8 +335,8 @@ class Daemon:
 
     def _start_task(self, key: str, number: int, ahead: str) -> None:
         task = self._tasks[key]
-        task.supervisor = supervisor = self._idle_supervisor() or self._start_supervisor()
-        supervisor.task, task.zygote, task.state = key, number, "starting"
+        task.supervisor = supervisor = self._supervisors.take(key)
+        task.zygote, task.state = number, "starting"
         for_zygote, for_supervisor = socket.socketpair()
         with for_zygote, for_supervisor:
             cpus = task.message.get("cpus") or self._settings.cpus
@@ -354,20 +345,6 @@ class Daemon:
             run = {name: task.message[name] for name in ("name", "workload", "server")}
             supervisor.child.channel.send({"t": "run", **run}, [for_supervisor.fileno()])
 
-    def _idle_supervisor(self) -> _Supervisor | None:
-        idle = (s for s in reversed(self._supervisors) if s.task is None and not s.child.channel.closed)
-        return next(idle, None)
-
-    def _start_supervisor(self) -> _Supervisor:
-        child = self._forks.fork(
-            "supervisor",
-            lambda message, fds: self._hear_supervisor(supervisor, message, fds),
-            lambda code: self._supervisor_exited(supervisor, code),
-        )
-        supervisor = _Supervisor(child)
-        self._supervisors.append(supervisor)
-        return supervisor
-
     def _start_pulse(self, hear: Callable[[Message], None], exited: Callable[[int], None]) -> Child:
         return self._forks.fork("pulse", lambda message, _fds: hear(message), exited)
 
@@ -375,19 +352,18 @@ class Daemon:
         """Has a supervisor look after a parked task again; ``look``: the API server wants something of it."""
         record, fds = self._parking.leave(key)
         task = self._tasks[key]
-        task.supervisor = supervisor = self._idle_supervisor() or self._start_supervisor()
-        supervisor.task = key
+        task.supervisor = supervisor = self._supervisors.take(key)
         run = {name: task.message[name] for name in ("name", "workload", "server")}
         supervisor.child.channel.send({"t": "resume", **run, "parked": record, "look": look}, fds)
         for fd in fds:
             os.close(fd)
 
-    def _park(self, supervisor: _Supervisor, task: _Task, key: str, record: Message, fds: list[int]) -> None:
-        is_surplus = self._idle_supervisor() is not None
-        supervisor.task, supervisor.idle_since = None, time.monotonic()
+    def _park(self, supervisor: Supervisor, task: _Task, key: str, record: Message, fds: list[int]) -> None:
+        is_surplus = self._supervisors.has_idle()
+        self._supervisors.release(supervisor)
         task.supervisor = None
         if is_surplus:
-            self._loop.forget(supervisor.child.channel)  # it ends when it sees that
+            self._supervisors.end(supervisor)
         self._parking.park(key, task.message["workload"], task.message["server"], record, fds)
         if self._machine.tasks[key].revoked:  # meanwhile: the supervisor was killed, but not before it had parked
             self._end_parked(key)
@@ -396,7 +372,7 @@ class Daemon:
         self._parking.drop(key)
         self._end(key, {"ok": False, "info": "The task was revoked"})
 
-    def _hear_supervisor(self, supervisor: _Supervisor, message: Message, fds: list[int]) -> None:
+    def _hear_supervisor(self, supervisor: Supervisor, message: Message, fds: list[int]) -> None:
         key = supervisor.task
         task = None if key is None else self._tasks.get(key)
         if key is None or task is None:
@@ -414,19 +390,18 @@ class Daemon:
                 task.succeeded = message["state"] == "success"
                 self._tell(task, {"t": "reported", "id": key, "state": message["state"]})
             case "ended":
-                supervisor.task, supervisor.idle_since = None, time.monotonic()
+                self._supervisors.release(supervisor)
                 task.supervisor, task.pid = None, 0
                 if message.get("last"):
-                    self._loop.forget(supervisor.child.channel)  # it ends when it sees that
+                    self._supervisors.end(supervisor)
                 if message.get("started") is False:
                     task.state = "waiting"
                     self._handle(admission.ZygoteDied(task.zygote, key))
                 else:
                     self._end(key, message)
 
-    def _supervisor_exited(self, supervisor: _Supervisor, code: int) -> None:
-        self._supervisors.remove(supervisor)
-        if (key := supervisor.task) is not None and key in self._tasks:
+    def _lose_supervisor(self, key: str, code: int) -> None:
+        if key in self._tasks:
             why = f"The task's supervisor ended by itself, and the task with it: {describe_exit(code)}"
             self._end(key, self._failure(key, why))
 
