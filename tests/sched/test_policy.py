@@ -131,6 +131,16 @@ def test_two_tasks_on_two_cores_have_no_help() -> None:
     assert family.kind == FREE
 
 
+def test_of_short_tasks_it_cannot_be_told_that_they_have_help() -> None:
+    family = Family("f")
+    run_here(family, 40, 0.004, width=3.0, solo=False)
+    assert family.kind == FREE
+    run_here(family, 4, 0.02, width=3.0, solo=False)
+    assert family.kind == WIDE
+    run_here(family, 1, 0.0005, width=1.0)  # too short to tell: no longer suspected
+    assert family.kind == FREE
+
+
 def test_what_keeps_others_from_running_holds_the_gil_though_it_never_waits() -> None:
     family = Family("f")
     run_here(family, 6, 0.002, width=1.05, solo=False, beside=True)

@@ -55,8 +55,10 @@ RETEST_S = 0.5
 confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
-HELPED = 0.25
-"""Cores that are kept busy, or waited for, beyond one for each task that runs: threads of a library."""
+HELPED, HELPED_FROM_S = 0.25, 0.01
+"""Cores that are kept busy, or waited for, beyond one for each task that runs: threads of a library. Of a shorter task
+this cannot be told: what another thread has used is known to a few milliseconds only, and a library's threads wait for
+more work for a while before they sleep."""
 WIDTH_FROM_S = 0.001
 """Of a shorter task this cannot be told: other threads of the process have to do something now and then."""
 
@@ -129,9 +131,11 @@ class Family:
                 self.remote_s *= FORGET
         elif cpu >= 0.0:
             if solo:
+                known = self.width > 0.0 and self.solo_wall > 0.0  # not only suspected
                 if wall > WIDTH_FROM_S:
-                    known = self.width > 0.0 and self.solo_wall > 0.0  # not only suspected
                     self.width = 0.5 * (self.width + span.width) if known else span.width
+                elif not known:
+                    self.width = 0.0
                 self.solo_wall = 0.5 * self.solo_wall + wall
                 self.solo_cpu = 0.5 * self.solo_cpu + cpu
             elif neighbours:
@@ -225,7 +229,7 @@ class Family:
         if not ((runs >= SHORT_RUNS and wall > SHORT_S) or (runs >= LONG_RUNS and wall > LONG_S)):
             return FREE
         share, cores = self.shared_cpu / wall, self.shared_all / wall
-        if self.width == 0.0 and cores > neighbours + 1 + HELPED:
+        if self.width == 0.0 and wall > HELPED_FROM_S * runs and cores > neighbours + 1 + HELPED:
             # Tasks that all began together are seen alone by chance only. Whose threads these are, its next run tells.
             self._forget_shared()
             self.width = WIDE_ENTER
