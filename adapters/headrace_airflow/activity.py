@@ -33,7 +33,7 @@ from airflow.sdk.execution_time.supervisor import ActivitySubprocess as StockTas
 
 from headrace.obituary import describe_exit
 from headrace_airflow import streams, task_logging
-from headrace_airflow.supervisor import NotStarted, Parked, Resumed
+from headrace_airflow.supervisor import NotStarted, Parked, Refused, Resumed, forked_by
 from headrace_airflow.wire import Channel, Message
 
 _RENDERED_AFTER_S: Final = 1.0
@@ -162,13 +162,12 @@ class _Forked(stock.WatchedSubprocess):
     def _fork(cls) -> tuple[ForkedElsewhere, list[socket]]:
         theirs, ours = zip(*(socketpair() for _ in range(4)), strict=True)
         cls.zygote.send(cls.request, [end.fileno() for end in theirs])
-        answer = cls.zygote.wait()
-        for end in theirs:
-            end.close()
-        if answer is None:
-            raise NotStarted
-        message, (pid_fd,) = answer
-        return ForkedElsewhere(message["pid"], pid_fd, cls.zygote), list(ours)
+        try:
+            pid, pid_fd = forked_by(cls.zygote)
+        finally:
+            for end in theirs:
+                end.close()
+        return ForkedElsewhere(pid, pid_fd, cls.zygote), list(ours)
 
     @classmethod
     def _take_over(cls, resumed: Resumed) -> tuple[ForkedElsewhere, list[socket]]:
@@ -371,7 +370,7 @@ def _run_task(workload: Any, token: str, server: str) -> None:
     supervise = getattr(stock, "supervise_task", None) or stock.supervise
     try:
         supervise(**arguments)
-    except NotStarted:
+    except (NotStarted, Refused):
         raise
     except Exception as error:
         event = f"The task's supervisor has failed: {type(error).__name__}: {error}"

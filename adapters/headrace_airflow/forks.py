@@ -31,7 +31,8 @@ class Child:
 
     channel: Channel
     exited: Callable[[int], None]
-    """Called once, with its exit code (negative: a signal), after everything that it had sent was heard."""
+    """Called once, with its exit code (negative: a signal; ``EX_OSERR``: it could not be forked), after everything that
+    it had sent was heard."""
     pid: int = 0
     """0 until the origin has forked it."""
 
@@ -115,11 +116,15 @@ class Forks:
             case "ready":
                 self.ready = True
             case "forked":
-                child = next(child for child in self._children if id(child) == message["id"])
-                child.pid = message["pid"]
+                self._asked_for(message["id"]).pid = message["pid"]
+            case "refused":
+                self._end(self._asked_for(message["id"]), os.EX_OSERR)
             case "exit":
                 child = next(child for child in self._children if child.pid == message["pid"])
                 self._end(child, message["code"])
+
+    def _asked_for(self, number: int) -> Child:
+        return next(child for child in self._children if id(child) == number)
 
     def _end(self, child: Child, code: int) -> None:
         self._children.remove(child)

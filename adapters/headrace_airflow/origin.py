@@ -3,7 +3,7 @@
 It holds no token: workloads go from the daemon to the supervisors over connections that only pass through here.
 
     daemon ──{"t": "fork", "kind", "id"} + socket──▶ origin ──fork──▶ one of them, which owns the socket
-       ◀──{"t": "forked", "id", "pid"} / {"t": "exit", "pid", "code"}──
+       ◀──{"t": "forked", "id", "pid"} / {"t": "refused", "id"} / {"t": "exit", "pid", "code"}──
 """
 
 from __future__ import annotations
@@ -46,7 +46,13 @@ class Origin:
     def _fork(self, message: Message, fds: list[int]) -> None:
         (fd,) = fds
         origin = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no more processes are allowed: those that run go on
+            sys.stderr.write(f"headrace: no {message['kind']} could be started: {error}\n")
+            os.close(fd)
+            self._daemon.send({"t": "refused", "id": message["id"]})
+            return
         if pid == 0:
             self._become(message["kind"], socket.socket(fileno=fd), origin)
         os.close(fd)

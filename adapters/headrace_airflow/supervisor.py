@@ -29,6 +29,10 @@ class NotStarted(Exception):
     """The zygote was gone before it forked: nothing has run, nothing was reported."""
 
 
+class Refused(Exception):
+    """The zygote could not fork: nothing has run, nothing was reported. It goes on with the tasks that it has."""
+
+
 class Parked(BaseException):
     """A task that runs has been quiet. No ``Exception``: stock must not take it for a failure.
 
@@ -92,6 +96,26 @@ def _run(message: Message, zygote: Channel, daemon: Channel, task: list[int]) ->
         return internals.run_workload(message, zygote, daemon, resumed)
     except NotStarted:
         return {"started": False}
+    except Refused as refusal:
+        info = f"No process could be started for the task: {refusal}"
+        return {"ok": False, "info": info, "log_path": message["workload"].get("log_path")}
     except Exception as error:  # of one workload: the supervisor goes on to the next
         traceback.print_exc()
         return {"ok": False, "info": f"{type(error).__name__}: {error}"}
+
+
+def forked_by(zygote: Channel) -> tuple[int, int]:
+    """The answer to a request for a task: its pid, and a pidfd, to be closed. Blocks until it comes.
+
+    Raises:
+        NotStarted: the zygote is gone.
+        Refused: it could not fork.
+    """
+    answer = zygote.wait()
+    if answer is None:
+        raise NotStarted
+    message, fds = answer
+    if message["t"] == "refused":
+        raise Refused(message["why"])
+    (pid_fd,) = fds
+    return message["pid"], pid_fd

@@ -146,9 +146,16 @@ class Zygote:
 
     def _fork(self, supervisor: Channel, message: Message, fds: list[int]) -> None:
         serving = self._serving[supervisor]
-        ahead = self._followers.take(serving["ahead"])
         asks, theirs = wire.pair()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no more processes are allowed: those that run go on
+            asks.close()
+            theirs.close()
+            self._discard(serving["ahead"])
+            supervisor.send({"t": "refused", "why": str(error)})
+            return
+        ahead = self._followers.take(serving["ahead"])
         if pid == 0:
             asks.close()
             self._become_task(message, fds, theirs, serving["cpus"], ahead)
@@ -379,7 +386,10 @@ def _leaked_threads() -> str:
     Libraries that keep threads and know of forks (OpenBLAS) stop them when a fork begins: so one is made, and what is
     left after it counts.
     """
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:  # no more processes are allowed
+        return f"it could not be found out whether importing it leaves threads running: {error}"
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)

@@ -65,6 +65,38 @@ class TestFile:
         assert (zygote["unfit"], zygote["pid"]) == ("", int((node.folder / "parent").read_text()))
 
 
+class TestNoMoreProcesses:
+    """Where the machine, or a limit of the user's, allows no other process."""
+
+    def test_for_a_task_ends_only_that_one(self, make_node: MakeNode) -> None:
+        node = make_node()
+        let_go = node.folder / "let_go"
+        running = node.submit(f"while not os.path.exists({str(let_go)!r}): pass")
+        node.heard("started", running)
+        node.have_refused("zygotes")
+        end = node.run("")
+        assert (end["ok"], end["log_path"]) == (False, f"{end['id']}.log")
+        assert "No process could be started for the task: [Errno 11]" in end["info"]
+        node.have_allowed("zygotes")
+        assert node.run("")["ok"]
+        let_go.touch()
+        assert node.heard("ended", running)["ok"]
+
+    def test_for_a_supervisor_ends_only_its_task(self, make_node: MakeNode) -> None:
+        node = make_node()
+        let_go = node.folder / "let_go"
+        running = node.submit(f"while not os.path.exists({str(let_go)!r}): pass")
+        node.heard("started", running)
+        node.have_refused("origin")
+        end = node.run("")
+        assert (end["ok"], end["log_path"]) == (False, f"{end['id']}.log")
+        assert "headrace: no supervisor could be started: [Errno 11]" in node.log()
+        node.have_allowed("origin")
+        assert node.run("")["ok"]
+        let_go.touch()
+        assert node.heard("ended", running)["ok"]
+
+
 class TestSupervisor:
     def test_whose_death_is_to_be_told_in_the_log_of_its_task(self, make_node: MakeNode) -> None:
         node = make_node()

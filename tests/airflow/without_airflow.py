@@ -1,11 +1,14 @@
 """A node of real processes, daemon to task, for tests that need no Airflow: what leans on it is replaced here.
 
 A DAG file is a Python file, and its path all there is of its bundle. The code of a task is in its workload. A file
-``bare_dies`` in the folder FAULTS kills every bare zygote that starts.
+``bare_dies`` in the folder FAULTS kills every bare zygote that starts; while ``origin_cannot_fork`` or
+``zygotes_cannot_fork`` is there, these are refused what a machine without another process refuses.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import signal
 import sys
@@ -17,7 +20,7 @@ from headrace.testing import wait_until
 from headrace_airflow import client, daemon, forks, internals, origin, task_logging, zygotes
 from headrace_airflow.client import Setup
 from headrace_airflow.settings import Settings
-from headrace_airflow.supervisor import NotStarted
+from headrace_airflow.supervisor import forked_by
 from headrace_airflow.wire import Channel, Message
 
 BOOTSTRAP = (
@@ -93,6 +96,13 @@ class Node:
         os.kill(self.zygote(None)["pid"], signal.SIGKILL)
         wait_until(lambda: "tasks that need the bare zygote fail" in self.log(), timeout_s=30)
 
+    def have_refused(self, who: str) -> None:
+        """No process is allowed to the origin, or to the zygotes."""
+        (self.faults / f"{who}_cannot_fork").touch()
+
+    def have_allowed(self, who: str) -> None:
+        (self.faults / f"{who}_cannot_fork").unlink()
+
     def log(self) -> str:
         return self._log.read_text()
 
@@ -118,7 +128,15 @@ def become_origin(fd: str, parent: str) -> None:
     internals.run_workload = _run_workload
     internals.run_task = _run_task
     task_logging.prepare = lambda: None
+    os.fork = functools.partial(_fork, os.fork, os.getpid())
     origin.main(int(fd), int(parent))
+
+
+def _fork(fork: Callable[[], int], origin_pid: int) -> int:
+    who = "origin" if os.getpid() == origin_pid else "zygotes"
+    if Path(os.environ["FAULTS"], f"{who}_cannot_fork").exists():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
 
 
 def _prepare_origin() -> None:
@@ -141,11 +159,9 @@ def _hold_parsed(_bundle: str, _version: str | None, path: str, begins: Callable
 def _run_workload(message: Message, zygote: Channel, node: Channel, _resumed: Any) -> Message:
     """In a supervisor."""
     zygote.send({"t": "fork", "does": message["workload"]["does"]})
-    if (forked := zygote.wait()) is None:
-        raise NotStarted
-    told, (pid_fd,) = forked
+    pid, pid_fd = forked_by(zygote)
     os.close(pid_fd)
-    node.send({"t": "started", "pid": told["pid"]})
+    node.send({"t": "started", "pid": pid})
     ended = zygote.wait()
     code = -signal.SIGKILL if ended is None else ended[0]["code"]
     return {"ok": code == 0, "info": str(code)}
