@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from headrace.store.ranges import RangeSet
-from headrace.store.segments import Arena, Atlas, layout
+from headrace.store.segments import Arena, Atlas, Reading, layout
 
 PAGE = os.sysconf("SC_PAGESIZE")
 PAGES = 48
@@ -107,7 +107,7 @@ class ArenaMachine(RuleBasedStateMachine):
         offset = data.draw(st.sampled_from(sorted(self.used)))
         length, sizes, content = self.used[offset]
         before = len(self.closed)
-        views = self.atlas.map(1, offset, length, sizes, lambda: self.closed.append(offset))
+        views = self.atlas.map(1, offset, length, sizes, Reading(lambda: self.closed.append(offset)))
         assert [bytes(view) for view in views] == content
         while views:
             view = views.pop()

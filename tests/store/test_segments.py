@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import faulthandler
+import functools
 import gc
 import os
 import pickle
@@ -22,7 +23,7 @@ import pytest
 
 from headrace.errors import InternalError
 from headrace.store import kernel, segments
-from headrace.store.segments import ALIGNMENT, Arena, Atlas
+from headrace.store.segments import ALIGNMENT, Arena, Atlas, Reading
 
 PAGE = os.sysconf("SC_PAGESIZE")
 MIB = 1 << 20
@@ -78,7 +79,7 @@ def test_round_trip_fresh_and_recycled(arena: Arena, atlas: Atlas, size: int) ->
         put = arena.put([memoryview(c) for c in content])
         assert put[0] == 0
         assert put[1] % PAGE == 0
-        views = atlas.map(1, *put, nothing)
+        views = atlas.map(1, *put, Reading(nothing))
         assert [bytes(v) for v in views] == content
         assert not any(v.readonly for v in views)
         arena.free(put[0])
@@ -89,19 +90,19 @@ def test_buffers_of_every_shape_are_taken(arena: Arena, atlas: Atlas) -> None:
     buffers = [memoryview(grid), memoryview(b"abc"), memoryview(np.zeros((0, 4))), memoryview(array.array("i", [1, 2]))]
     offset, length, sizes = arena.put(buffers)
     assert sizes == (96, 3, 0, 8)
-    views = atlas.map(1, offset, length, sizes, nothing)
+    views = atlas.map(1, offset, length, sizes, Reading(nothing))
     assert [bytes(v) for v in views] == [grid.tobytes(), b"abc", b"", array.array("i", [1, 2]).tobytes()]
 
 
 def test_mapped_buffers_are_aligned(arena: Arena, atlas: Atlas) -> None:
-    views = atlas.map(1, *arena.put([memoryview(bytes(n)) for n in (100_001, 77, 100_000)]), nothing)
+    views = atlas.map(1, *arena.put([memoryview(bytes(n)) for n in (100_001, 77, 100_000)]), Reading(nothing))
     assert [np.frombuffer(v, np.uint8).ctypes.data % ALIGNMENT for v in views] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [1000, 1_000_000])
 def test_a_reader_changes_only_its_own_copy(arena: Arena, atlas: Atlas, size: int) -> None:
     put = arena.put([memoryview(b"x" * size)])
-    (first,), (second,) = atlas.map(1, *put, nothing), atlas.map(1, *put, nothing)
+    (first,), (second,) = atlas.map(1, *put, Reading(nothing)), atlas.map(1, *put, Reading(nothing))
     first[:] = b"y" * size
     assert bytes(second) == b"x" * size
     assert os.pread(arena.fd, size, put[0]) == b"x" * size
@@ -113,7 +114,7 @@ def test_on_close_comes_once_when_the_last_array_is_gone(arena: Arena, atlas: At
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(value, 5, buffer_callback=buffers.append)
     put = arena.put([b.raw() for b in buffers])
-    views = atlas.map(1, *put, lambda: closed.append(1))
+    views = atlas.map(1, *put, Reading(lambda: closed.append(1)))
     atlas.detach(1)
     loaded = pickle.loads(data, buffers=views)
     del views
@@ -122,11 +123,11 @@ def test_on_close_comes_once_when_the_last_array_is_gone(arena: Arena, atlas: At
     del loaded, part
     gc.collect()
     assert not closed
-    assert atlas.stats()["maps"] == 1
+    assert atlas.stats()["readings"] == 1
     assert np.asarray(again).sum() == again.shape[0] * again.shape[1]
     del again
     assert list(closed) == [1]
-    assert atlas.stats()["maps"] == 0
+    assert atlas.stats()["readings"] == 0
     gc.collect()
     assert list(closed) == [1]
 
@@ -135,7 +136,7 @@ def test_on_close_survives_the_atlas(arena: Arena) -> None:
     closed: list[int] = []
     atlas = Atlas()
     atlas.attach(1, os.dup(arena.fd))
-    views = atlas.map(1, *arena.put([memoryview(bytes(MIB))]), lambda: closed.append(1))
+    views = atlas.map(1, *arena.put([memoryview(bytes(MIB))]), Reading(lambda: closed.append(1)))
     atlas.close()
     del atlas
     gc.collect()
@@ -146,7 +147,7 @@ def test_on_close_survives_the_atlas(arena: Arena) -> None:
 
 def test_on_close_out_of_a_reference_cycle(arena: Arena, atlas: Atlas) -> None:
     closed: list[int] = []
-    cycle: list[object] = [atlas.map(1, *arena.put([memoryview(bytes(MIB))]), lambda: closed.append(1))]
+    cycle: list[object] = [atlas.map(1, *arena.put([memoryview(bytes(MIB))]), Reading(lambda: closed.append(1)))]
     cycle.append(cycle)
     del cycle
     gc.collect()
@@ -156,29 +157,43 @@ def test_on_close_out_of_a_reference_cycle(arena: Arena, atlas: Atlas) -> None:
 def test_a_small_range_is_copied_and_closed_at_once(arena: Arena, atlas: Atlas) -> None:
     closed: list[int] = []
     put = arena.put([memoryview(b"x" * 1000)])
-    (view,) = atlas.map(1, *put, lambda: closed.append(1))
+    (view,) = atlas.map(1, *put, Reading(lambda: closed.append(1)))
     assert closed == [1]
     arena.free(put[0])
     arena.put([memoryview(b"y" * 1000)])
     assert bytes(view) == b"x" * 1000
 
 
-def test_nothing_is_closed_that_was_not_mapped(atlas: Atlas) -> None:
+def test_a_reading_that_failed_is_over(atlas: Atlas) -> None:
     closed: list[int] = []
     with pytest.raises(InternalError, match="place 9 is not attached"):
-        atlas.map(9, 0, PAGE, (1,), lambda: closed.append(1))
+        atlas.map(9, 0, PAGE, (1,), Reading(lambda: closed.append(1)))
+    assert closed == [1]
     with pytest.raises(InternalError, match="past its arena's end"):
-        atlas.map(1, 256 * MIB, PAGE, (1,), lambda: closed.append(1))
-    assert not closed
+        atlas.map(1, 256 * MIB, PAGE, (1,), Reading(lambda: closed.append(1)))
+    assert closed == [1, 1]
+
+
+def test_no_handler_of_a_signal_can_run_at_the_end_of_a_reading(arena: Arena, atlas: Atlas) -> None:
+    closed: deque[str] = deque()
+    views = atlas.map(1, *arena.put([memoryview(bytes(MIB))]), Reading(functools.partial(closed.append, "it")))
+    called: list[str] = []
+    sys.settrace(lambda frame, event, arg: called.append(frame.f_code.co_name))
+    try:
+        views.clear()
+    finally:
+        sys.settrace(None)
+    assert list(closed) == ["it"]
+    assert called == []
 
 
 def test_thousands_of_maps_need_no_descriptors(arena: Arena, atlas: Atlas) -> None:
     put = arena.put([memoryview(bytes(100_000))])
     before = len(os.listdir("/proc/self/fd"))
     closed: list[int] = []
-    maps = [atlas.map(1, *put, lambda: closed.append(1)) for _ in range(5000)]
+    maps = [atlas.map(1, *put, Reading(lambda: closed.append(1))) for _ in range(5000)]
     assert len(os.listdir("/proc/self/fd")) == before
-    assert atlas.stats() == {"places": 1, "maps": 5000}
+    assert atlas.stats() == {"places": 1, "readings": 5000}
     del maps
     assert len(closed) == 5000
 
@@ -187,8 +202,8 @@ def test_too_many_maps_are_copied_instead(arena: Arena, atlas: Atlas, monkeypatc
     monkeypatch.setattr(segments, "_MOST_MAPS", 3)
     put = arena.put([memoryview(b"x" * 100_000)])
     closed: list[int] = []
-    maps = [atlas.map(1, *put, lambda: closed.append(1)) for _ in range(5)]
-    assert atlas.stats()["maps"] == 3
+    maps = [atlas.map(1, *put, Reading(lambda: closed.append(1))) for _ in range(5)]
+    assert atlas.stats()["readings"] == 3
     assert len(closed) == 2
     assert all(bytes(view) == b"x" * 100_000 for (view,) in maps)
 
@@ -197,7 +212,7 @@ def test_attaching_again_closes_the_old_descriptor(arena: Arena, atlas: Atlas) -
     other = Arena(1, MIB)
     put = other.put([memoryview(b"other")])
     atlas.attach(1, os.dup(other.fd))
-    (view,) = atlas.map(1, *put, nothing)
+    (view,) = atlas.map(1, *put, Reading(nothing))
     assert bytes(view) == b"other"
     other.close()  # the fixture sees a descriptor that is left
 
@@ -249,16 +264,16 @@ def test_trim_gives_memory_back_to_the_kernel(arena: Arena, atlas: Atlas) -> Non
     assert arena.stats()["resident_bytes"] == 17 * MIB
     assert arena.trim() == 16 * MIB
     assert arena.stats()["resident_bytes"] == MIB
-    assert bytes(atlas.map(1, *kept, nothing)[0]) == b"k" * MIB
+    assert bytes(atlas.map(1, *kept, Reading(nothing))[0]) == b"k" * MIB
 
 
 def test_readers_keep_a_closed_arena(arena: Arena, atlas: Atlas) -> None:
     put = arena.put([memoryview(b"x" * MIB)])
-    (view,) = atlas.map(1, *put, nothing)
+    (view,) = atlas.map(1, *put, Reading(nothing))
     arena.close()
     arena.close()
     assert bytes(view) == b"x" * MIB
-    assert bytes(atlas.map(1, *put, nothing)[0]) == b"x" * MIB
+    assert bytes(atlas.map(1, *put, Reading(nothing))[0]) == b"x" * MIB
     arena.free(put[0])
     with pytest.raises(InternalError, match="closed"):
         arena.put([memoryview(b"x")])
@@ -298,7 +313,7 @@ def test_threads_share_an_arena(arena: Arena, atlas: Atlas) -> None:
         for _ in range(60):
             content = [rng.randbytes(1) * rng.choice([10, 5000, 300_000, MIB]) for _ in range(rng.randint(1, 3))]
             offset, length, sizes = arena.put([memoryview(c) for c in content])
-            views = atlas.map(1, offset, length, sizes, lambda: closed.append(1))
+            views = atlas.map(1, offset, length, sizes, Reading(lambda: closed.append(1)))
             assert [bytes(v) for v in views] == content
             del views
             if rng.random() < 0.1:
@@ -365,7 +380,7 @@ def test_a_forked_child_cannot_touch_its_parents_arena(arena: Arena, atlas: Atla
 
 def test_a_forked_child_reports_nothing_and_keeps_no_descriptor(arena: Arena, atlas: Atlas) -> None:
     reader, writer = os.pipe()
-    views = atlas.map(1, *arena.put([memoryview(b"x" * MIB)]), lambda: os.write(writer, b"closed") and None)
+    views = atlas.map(1, *arena.put([memoryview(b"x" * MIB)]), Reading(lambda: os.write(writer, b"closed")))
     memory = os.readlink(f"/proc/self/fd/{arena.fd}")
 
     def work() -> None:
@@ -406,7 +421,7 @@ def test_a_killed_writer_leaves_its_readers_the_value_and_nothing_else() -> None
     atlas = Atlas()
     atlas.attach(1, fds[0])
     offset, length, sizes = eval(message)
-    (view,) = atlas.map(1, offset, length, sizes, nothing)
+    (view,) = atlas.map(1, offset, length, sizes, Reading(nothing))
     assert bytes(view) == b"x" * 1_000_000
     atlas.close()
 
@@ -429,9 +444,10 @@ def test_the_memory_is_the_owners_alone(arena: Arena) -> None:
 
 def test_an_exit_with_live_maps_is_silent() -> None:
     code = (
-        "import os, numpy; from headrace.store.segments import Arena, Atlas;"
+        "import os, numpy; from headrace.store.segments import Arena, Atlas, Reading;"
         "arena = Arena(1); atlas = Atlas(); atlas.attach(1, os.dup(arena.fd));"
-        "array = numpy.frombuffer(atlas.map(1, *arena.put([memoryview(bytes(1 << 20))]), print)[0]); keep = [array]"
+        "array = numpy.frombuffer(atlas.map(1, *arena.put([memoryview(bytes(1 << 20))]), Reading(print))[0]);"
+        "keep = [array]"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
     assert done.stderr == b""

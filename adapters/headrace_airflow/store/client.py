@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from headrace.store.pickling import Packed
-from headrace.store.segments import Atlas
+from headrace.store.segments import Atlas, Reading
 from headrace_airflow.store import image, segments, storage
 from headrace_airflow.store.errors import LostValueError, StoreFullError, StoreUnreachableError
 from headrace_airflow.store.home import Home
@@ -156,7 +156,7 @@ class StoreClient:
                 raise image.BadImageError(f"it has {size} of {length} bytes")
             whole = min(size, -(-length // mmap.PAGESIZE) * mmap.PAGESIZE)
             report = functools.partial(self._closed.append, record["id"])
-            (view,) = self._atlas.map(place, 0, whole, [whole], report)
+            (view,) = self._atlas.map(place, 0, whole, [whole], Reading(report))
             return image.split(view)
         except image.BadImageError as error:
             raise LostValueError(_lost(record, str(error))) from error

@@ -67,12 +67,20 @@ _release_buffer.argtypes = (ctypes.POINTER(_PyBuffer),)
 _release_buffer.restype = None
 
 
+class Map(mmap.mmap):
+    """A map, with a place for something that is to live as long as it does."""
+
+    __slots__ = ("reading",)
+
+    reading: object
+
+
 def address_of(memory: mmap.mmap) -> int:
     """Where a writable map begins."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def map_file(fd: int, offset: int, length: int, *, shared: bool) -> mmap.mmap:
+def map_file(fd: int, offset: int, length: int, *, shared: bool) -> Map:
     """Maps a range of a file for reading and writing, without holding on to its descriptor.
 
     Args:
@@ -85,7 +93,7 @@ def map_file(fd: int, offset: int, length: int, *, shared: bool) -> mmap.mmap:
         OSError: there is not enough address space, or ``fd`` cannot be mapped so.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    memory = mmap.mmap(-1, length, flags=flags, prot=_READ_WRITE)
+    memory = Map(-1, length, flags=flags, prot=_READ_WRITE)
     kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
     _map_over(address_of(memory), length, _READ_WRITE, kind | _MAP_NORESERVE, fd, offset)
     return memory

@@ -5,7 +5,7 @@
     writer                                        reader
     Arena.put(buffers) ── copy ──► memfd ◄── private map ── Atlas.map(place, offset, length, sizes)
        ▲                            │  descriptor travels once (SCM_RIGHTS)        │
-    Arena.free(offset) ◄── ledger ◄─┴───────── on_close ◄── last view is gone ─────┘
+    Arena.free(offset) ◄── ledger ◄─┴───── Reading.on_close ◄── last view is gone ─┘
 
 Memory is an anonymous memfd, so nothing has a name and nothing outlives its processes. Only its own process writes to
 an arena, through one shared map that it keeps: copying into pages which are mapped already is ten times as fast as
@@ -18,7 +18,7 @@ stay in their own copies of the pages.
 from __future__ import annotations
 
 import errno
-import mmap
+import operator
 import os
 import threading
 import weakref
@@ -45,8 +45,8 @@ _MOST_MAPS: Final = 16 * 1024
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 _atlases: weakref.WeakSet[Atlas] = weakref.WeakSet()
-_live: set[_Closer] = set()
-"""One for every map of this process. It outlives its atlas, as maps do."""
+_live: set[_Keeper] = set()
+"""One for every reading of this process. It outlives its atlas, as maps do."""
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -240,6 +240,26 @@ class Arena:
         self._closed = True
 
 
+class Reading:
+    """Stands for one reading of a range, which is over when nobody holds this any more, whatever was raised.
+
+    Args:
+        on_close: called exactly once, when the reading is over, in any thread at any moment (by the garbage collector):
+            it must not wait for a lock. Never called in a forked child, nor for what is alive when the process ends.
+            It should be C all the way, like ``partial(deque.append, x)``: the handler of a signal can run in any
+            Python, and what it raises there is lost.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self, on_close: Callable[[], object]) -> None:
+        closer = _Closer(self, _close)
+        closer.on_close = on_close
+        keeper = _Keeper(self, _live.discard)
+        keeper.closer = closer
+        _live.add(keeper)
+
+
 class Atlas:
     """Reads ranges of other processes' arenas. All methods are thread-safe."""
 
@@ -262,9 +282,7 @@ class Atlas:
             if fd is not None:
                 os.close(fd)
 
-    def map(
-        self, place: int, offset: int, length: int, sizes: Sequence[int], on_close: Callable[[], None]
-    ) -> list[memoryview]:
+    def map(self, place: int, offset: int, length: int, sizes: Sequence[int], reading: Reading) -> list[memoryview]:
         """Gives private, writable memory with the contents of a range; large ranges are mapped, small ones copied.
 
         Args:
@@ -272,11 +290,8 @@ class Atlas:
             offset: as :meth:`Arena.put` returned it, like ``length`` and ``sizes``.
             length: bytes.
             sizes: of the buffers in the range.
-            on_close: called exactly once, when this process does not read the range any more: when the last view, or
-                array made of one, is gone, or before this method returns if the range was copied; never if this method
-                raises, nor in a forked child, nor for what is alive when the process ends. It may be called in any
-                thread at any moment (by the garbage collector): it must not wait for a lock; appending to a ``deque``
-                is right.
+            reading: held until the last view, or array made of one, is gone; not held if the range was copied, or if
+                this method raises.
 
         Returns:
             One view a buffer. A forked child may read its inherited ones only while this process keeps them too.
@@ -290,24 +305,19 @@ class Atlas:
             fd = self._fds.get(place)
             if fd is None:
                 raise InternalError(f"the arena of place {place} is not attached")
-            copied = length <= _COPY_UP_TO or len(_live) >= _MOST_MAPS
+            copied = length <= _COPY_UP_TO or len(_live) > _MOST_MAPS
             memory = _read(fd, offset, length) if copied else kernel.map_file(fd, offset, length, shared=False)
-        if isinstance(memory, mmap.mmap):
-            closer = _Closer(memory, _map_gone)
-            closer.on_close = on_close
-            _live.add(closer)
+        if isinstance(memory, kernel.Map):
+            memory.reading = reading
         whole = memoryview(memory)
-        views = [whole[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
-        if copied:
-            on_close()
-        return views
+        return [whole[start : start + size] for start, size in zip(offsets, sizes, strict=True)]
 
     def stats(self) -> dict[str, int]:
-        """How many places are attached, and how many maps are alive in this process."""
-        return {"places": len(self._fds), "maps": len(_live)}
+        """How many places are attached, and how many ranges are being read in this process."""
+        return {"places": len(self._fds), "readings": len(_live)}
 
     def close(self) -> None:
-        """Forgets every place; maps live on, and still call ``on_close``."""
+        """Forgets every place; maps live on."""
         with self._lock:
             for place in list(self._fds):
                 self.detach(place)
@@ -317,26 +327,32 @@ class Atlas:
             self.close()
 
     def forget_after_fork(self) -> None:
-        """In a forked child: no descriptor is kept, and no ``on_close`` of the parent's is called."""
+        """In a forked child: no descriptor is kept."""
         self._lock = threading.RLock()
         self.close()
 
 
-class _Closer(weakref.ref[mmap.mmap]):
-    """Calls ``on_close`` when a map is gone. It must be kept alive itself: by ``_live``."""
+# At the end of a reading no Python runs, for the reason that Reading gives. So it takes two references, each of which
+# calls one thing in C.
+
+
+class _Closer(weakref.ref[Reading]):
+    """Calls ``on_close`` when a reading is over."""
 
     __slots__ = ("on_close",)
 
-    on_close: Callable[[], None]
-
-    # As an object of its own: two dead references to equal maps must not replace each other in a set.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    on_close: Callable[[], object]
 
 
-def _map_gone(closer: Any) -> None:
-    _live.discard(closer)
-    closer.on_close()
+class _Keeper(weakref.ref[Reading]):
+    """Keeps the closer of a reading alive, and is kept so itself by ``_live`` until the reading is over."""
+
+    __slots__ = ("closer",)
+
+    closer: _Closer
+
+
+_close: Final[Callable[[Any], object]] = operator.methodcaller("on_close")
 
 
 def _flat(buffer: Any) -> memoryview:

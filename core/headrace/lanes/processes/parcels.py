@@ -5,19 +5,16 @@
     (data, place, offset, length, sizes)    a pickle whose buffers lie in shared memory ("shared"); with None for the
                                             pickle, that is the first of the buffers
 
-Every sending of a shared parcel is answered once, when the receiver does not read its segment any more: here that means
-that (place, offset) is appended to a ``deque``, for somebody else to report.
+Every sending of a shared parcel is answered once, when the receiver does not read its segment any more.
 """
 
 from __future__ import annotations
 
-import functools
-from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from headrace.store.pickling import Packed, unpack
-from headrace.store.segments import Arena, Atlas
+from headrace.store.segments import Arena, Atlas, Reading
 
 Parcel: TypeAlias = Any
 
@@ -65,18 +62,15 @@ def open_whole(parcel: Parcel) -> Any:
     return unpack(data, [bytearray(buffer) for buffer in buffers])
 
 
-def open_parcel(parcel: Parcel, atlas: Atlas, closed: deque[tuple[int, int]]) -> Any:
-    """Unpickles any parcel. The answer to its sending comes to stand in ``closed``, also if this raises."""
-    if not is_shared(parcel):
-        return open_whole(parcel)
-    data, place, offset, length, sizes = parcel
-    # Called by the garbage collector at any moment, also while this thread holds a lock: it only appends.
-    report = functools.partial(closed.append, (place, offset))
-    try:
-        views = atlas.map(place, offset, length, sizes, report)
-    except BaseException:  # whatever it is: the sending was not read, and whoever sent it waits for the answer
-        report()
-        raise
+def views_of(parcel: Parcel, atlas: Atlas, reading: Reading) -> list[memoryview]:
+    """What a shared parcel has in shared memory, to be unpickled; see :meth:`Atlas.map`."""
+    _, place, offset, length, sizes = parcel
+    return atlas.map(place, offset, length, sizes, reading)
+
+
+def open_shared(parcel: Parcel, views: list[memoryview]) -> Any:
+    """Unpickles a shared parcel out of its :func:`views_of`."""
+    data = parcel[0]
     if data is None:
         data = views.pop(0)
     return unpack(data, views)

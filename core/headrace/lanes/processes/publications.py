@@ -9,6 +9,7 @@ Thread-safe. The callbacks are called with the lock held: they may only take not
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -17,11 +18,20 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from headrace.lanes.processes.parcels import Parcel, is_shared, open_parcel, segment_of, whole, wrap
+from headrace.lanes.processes.parcels import (
+    Parcel,
+    is_shared,
+    open_shared,
+    open_whole,
+    segment_of,
+    views_of,
+    whole,
+    wrap,
+)
 from headrace.sched.events import HERE
 from headrace.store.ledger import Ledger
 from headrace.store.pickling import Packed
-from headrace.store.segments import Arena, Atlas
+from headrace.store.segments import Arena, Atlas, Reading
 
 _TRIM_AFTER_TURNS: Final = 10
 _MISSING: Final = object()
@@ -58,7 +68,10 @@ class Publications:
         self._dead: set[int] = set()  # workers of whose arenas something is still in use
         self._idle_turns = 0  # of :meth:`tend` in a row in which nothing of the owner's was in use
         self._is_closed = False
-        self._closed_here: deque[tuple[int, int]] = deque()  # segments that this process does not map any more
+        # Each reading of the owner's is a reader of its own in the ledger, by a number below all places: so one that
+        # Ctrl-C has kept out of the ledger is not taken for another when it is over.
+        self._readers_here = itertools.count(-1, -1)
+        self._read_here: deque[tuple[int, int]] = deque()  # object and reader, of readings that are over
         # What was loaded, for as long as somebody holds it: asked again, the same object is given.
         self._loaded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -154,13 +167,20 @@ class Publications:
             return value
         with self._lock:
             parcel = self._published[task].parcel
-            self._send(parcel, HERE)
-        value = open_parcel(parcel, self._atlas, self._closed_here)
+            views = self._begin_to_read(parcel) if is_shared(parcel) else None
+        value = open_whole(parcel) if views is None else open_shared(parcel, views)
         try:
             self._loaded[task] = value
         except TypeError:
             pass  # not all types can be cached as long as somebody holds them: ints, tuples, lists
         return value
+
+    def _begin_to_read(self, parcel: Parcel) -> list[memoryview]:
+        number, reader = self._segments[segment_of(parcel)], next(self._readers_here)
+        # First this: whatever Ctrl-C interrupts from now on, the end of the reading is noticed.
+        reading = Reading(functools.partial(self._read_here.append, (number, reader)))
+        self._reclaim(self._ledger.sent(number, reader))
+        return views_of(parcel, self._atlas, reading)
 
     # --- letting go ---------------------------------------------------------------------------------------------------
 
@@ -172,7 +192,7 @@ class Publications:
 
     def tend(self) -> None:
         """Looks which of the owner's own maps are gone and what memory is idle. Called twice a second or so."""
-        self._notice_closed()
+        self._notice_read()
         idle = self._arena is not None and not self._ledger.place_bytes(HERE)
         self._idle_turns = self._idle_turns + 1 if idle else 0
         if self._idle_turns == _TRIM_AFTER_TURNS:
@@ -184,13 +204,18 @@ class Publications:
             if self._arena is not None and not self._is_closed:
                 self._arena.trim()
 
-    def _notice_closed(self) -> None:
-        if self._closed_here:
-            self.closed(HERE, [self._closed_here.popleft() for _ in range(len(self._closed_here))])
+    def _notice_read(self) -> None:
+        if not self._read_here:
+            return
+        with self._lock:
+            while self._read_here:
+                number, reader = self._read_here.popleft()
+                if reader in self._ledger.readers(number):  # or else it had not begun
+                    self._reclaim(self._ledger.closed(number, reader))
 
     def release(self, tasks: Iterable[int]) -> None:
         """Nobody will ask for these values again; unpublished ones are ignored."""
-        self._notice_closed()
+        self._notice_read()
         with self._lock:
             for task in tasks:
                 self._loaded.pop(task, None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from headrace.lanes.processes.parcels import Parcel, open_parcel, wrap
+from headrace.lanes.processes.parcels import Parcel, is_shared, open_shared, open_whole, segment_of, views_of, wrap
 from headrace.store.pickling import Packed
-from headrace.store.segments import Arena, Atlas
+from headrace.store.segments import Arena, Atlas, Reading
 
 
 class Shelf:
@@ -36,7 +37,10 @@ class Shelf:
 
     def open(self, parcel: Parcel) -> Any:
         """Unpickles a parcel, into private memory. What it lay in comes to stand in ``closed``, also if this raises."""
-        return open_parcel(parcel, self._atlas, self.closed)
+        if not is_shared(parcel):
+            return open_whole(parcel)
+        answer = functools.partial(self.closed.append, segment_of(parcel))
+        return open_shared(parcel, views_of(parcel, self._atlas, Reading(answer)))
 
     def attach(self, place: int, fd: int) -> None:
         """Makes another process's arena readable; the descriptor is taken over."""
