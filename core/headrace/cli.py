@@ -100,10 +100,10 @@ def _status(arguments: Sequence[str]) -> int:
 
 
 def _describe(state: dict[str, Any]) -> list[str]:
-    settings = state["settings"]
     counts = ", ".join(f"{count} {name}" for name, count in state["tasks"].items() if count) or "none"
-    lines = [f"process {state['pid']}: lane {settings['lane']}, {settings['num_workers']} at once; tasks: {counts}"]
-    lines += [f"  job {job['job']}: {job['wanted']} results to come, {job['tasks']} tasks" for job in state["jobs"]]
+    lines = [f"process {state['pid']}: {state['settings']['num_workers']} at once; tasks: {counts}"]
+    for job in state["jobs"]:
+        lines.append(f"  job {job['job']}: lane {job['lane']}, {job['wanted']} results to come, {job['tasks']} tasks")
     lines += [f"  slot {slot['slot']} runs {_some(slot['runs'])}" for slot in state["slots"] if slot["runs"]]
     for worker in state["workers"]:
         doing = f"runs {worker['runs']}" if worker["runs"] else "idle"

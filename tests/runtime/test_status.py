@@ -64,6 +64,23 @@ def test_status_describes_workers_and_the_store() -> None:
         assert any(line.startswith(f"  worker 1 (process {worker['pid']}, ") for line in _describe(status))
 
 
+def test_status_names_each_jobs_lane_and_counts_what_waits_behind_what_a_worker_runs(tmp_path: Path) -> None:
+    with Runtime(lane="threads", num_workers=1) as rt, ThreadPoolExecutor(1) as pool:
+        rt.run(graph_of(*((testing.inc, n) for n in range(20))), lane="processes")  # so that others are sent ahead
+        graph = graph_of((testing.hold, tmp_path), *((testing.inc, n) for n in range(3)))
+        running = pool.submit(rt.run, graph, lane="processes")
+        testing.wait_for_start(tmp_path)
+        status = rt.status()
+        testing.let_go(tmp_path)
+        running.result()
+    (worker,) = status["workers"]
+    assert (worker["runs"], worker["queued"], status["tasks"]["away"]) == ("0", 3, 4)
+    header, job, line, *_ = _describe(status)
+    assert header == f"process {os.getpid()}: 1 at once; tasks: 4 away"
+    assert job.endswith(": lane processes, 4 results to come, 4 tasks")
+    assert " runs 0, 3 queued, holds " in line
+
+
 def test_status_says_what_runs_and_what_waits(tmp_path: Path) -> None:
     with Runtime(lane="threads", num_workers=1) as rt:
         first = rt.submit(testing.hold, tmp_path)

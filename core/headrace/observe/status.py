@@ -74,8 +74,8 @@ def _workers(machine: Machine, key_of: Callable[[int], str], lane: ProcessLane |
             "pid": processes.get(worker.id, {}).get("pid"),
             "rss_bytes": processes.get(worker.id, {}).get("rss_bytes", 0),
             "up": worker.up,
-            "queued": len(worker.queue),
             "runs": next((key_of(number) for number in worker.queue), None),
+            "queued": max(len(worker.queue) - 1, 0),  # behind what it runs
             "holds": len(worker.holds),
         }
         for worker in machine.workers.values()
