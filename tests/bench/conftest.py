@@ -22,6 +22,7 @@ def leave_and_die():
     die()
 
 def chain(): return {"a": 1, "b": (inc, "a"), "c": (inc, "b")}, ["c"]
+def numbers(): return {"a": (complex, 1.5, 2), "b": (float, "nan")}, ["a", "b"]
 def failing(): return {"a": (fail,)}, ["a"]
 def slow(): return {"a": (sleep,)}, ["a"]
 def dying(): return {"a": (die,)}, ["a"]

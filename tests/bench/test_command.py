@@ -132,6 +132,42 @@ def test_bench_refuses_what_it_does_not_know(
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture
+def without_numpy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of processes that find dask, but none of the libraries that its collections need."""
+    folder = tmp_path_factory.mktemp("without_numpy")
+    (folder / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find_spec = PathFinder.find_spec\n"
+        "def find_others(name, *where):\n"
+        "    hidden = name.partition('.')[0] in ('numpy', 'pandas', 'pyarrow', 'matplotlib')\n"
+        "    return None if hidden else find_spec(name, *where)\n"
+        "PathFinder.find_spec = find_others\n"
+    )
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def test_a_users_graph_is_compared_without_numpy(graphs: str, without_numpy: dict[str, str]) -> None:
+    names = [f"{graphs}:chain", f"{graphs}:numbers"]
+    asked = [option for name in names for option in ("--graph", name)]
+    command = [sys.executable, "-m", "headrace.cli", "bench", *asked, "--lanes", "auto", *FEW]
+    done = subprocess.run(
+        [*command, "--json", "figures.json"], env=without_numpy, timeout=60, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    workloads = json.loads(Path("figures.json").read_text())["workloads"]
+    assert [cell["status"] for name in names for cell in workloads[name]["cells"].values()] == ["ok"] * 6
+
+
+@pytest.mark.parametrize("arguments", [[], ["--workloads", "inc10k"], ["--help"], ["--graph", "a:b", "--demo"]])
+def test_what_needs_more_than_dask_says_which_extra_has_it(arguments: list[str], without_numpy: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "headrace.cli", "bench", *arguments]
+    done = subprocess.run(command, env=without_numpy, timeout=60, capture_output=True, text=True)
+    assert done.returncode == (0 if "--help" in arguments else 2)
+    assert "pip install 'headrace[bench]'" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_bench_leaves_nothing_behind(graphs: str, number: signal.Signals) -> None:
     # That no child is left is what every test is held to.

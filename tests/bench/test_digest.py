@@ -76,5 +76,11 @@ def test_rounding_is_close_only_within_the_tolerance_and_never_when_exactness_is
     assert compare(digest(value), digest(rounded), 0) == "different"
 
 
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("-inf"), 1.5 - 2j, complex("inf-nanj")])
+def test_a_number_is_that_of_an_array_without_dimensions(value: complex) -> None:
+    assert digest(value) == digest(np.asarray(value))
+    assert compare(digest(value), digest(value * (1 + 1e-14)), 1e-10) != "different"
+
+
 def test_sets_and_mappings_are_equal_whatever_their_order() -> None:
     assert compare(digest({"a": 1, "b": {3, 1}}), digest({"b": {1, 3}, "a": 1}), 0) == "equal"

@@ -30,11 +30,11 @@ ROOM = 1.6
 
 
 def need_matplotlib() -> None:
-    """Raises ModuleNotFoundError, with what to do, if there is no matplotlib."""
+    """Raises ModuleNotFoundError, with what it is for, if there is no matplotlib."""
     try:
         import matplotlib  # noqa: F401  whether it is there
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("a chart needs matplotlib: pip install 'headrace[bench]'") from None
+        raise ModuleNotFoundError("a chart needs matplotlib") from None
 
 
 def draw(report: Report, path: Path) -> None:

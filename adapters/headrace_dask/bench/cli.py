@@ -21,13 +21,12 @@ examples:
 A graph of yours: the function takes no arguments and returns a dask collection, a tuple or list of collections, or
 (dsk, keys). It is called anew before every run, in a process of each scheduler, with the current folder importable.
 """
+EXTRA = "pip install 'headrace[bench]'"
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns 0 if Headrace gave the right results wherever a stock scheduler did, otherwise 1."""
-    from headrace_dask.bench.workloads import suite
-
-    parser = _parser(list(suite()))
+    parser = _parser()
     options = parser.parse_args(argv)
     if options.demo:
         options.quick = True
@@ -35,15 +34,30 @@ def main(argv: Sequence[str]) -> int:
         options.chart = options.chart or Path("out/demo.png")
     try:
         return _run(options)
-    except (LookupError, ModuleNotFoundError) as error:
+    except LookupError as error:
         parser.error(str(error.args[0] if error.args else error))
+    except ImportError as error:
+        parser.error(f"{error}: {EXTRA}")
 
 
-def _parser(workloads: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _BenchParser(argparse.ArgumentParser):
+    """Names the workloads in its help. Until that is asked for it imports none of them, nor what they are made of."""
+
+    def format_help(self) -> str:
+        from headrace_dask.bench.workloads import suite
+
+        try:
+            workloads = " ".join(suite())
+        except ImportError as error:
+            workloads = f"none, {error}: {EXTRA}"
+        self.epilog = EPILOG.format(workloads=workloads)
+        return super().format_help()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _BenchParser(
         prog="headrace bench",
         description=__doc__,
-        epilog=EPILOG.format(workloads=" ".join(workloads)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

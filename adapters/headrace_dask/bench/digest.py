@@ -2,16 +2,22 @@
 
 A digest has two parts: a hash over every bit of the result, and a list of leaves that describe it (sums, extremes, a
 sum weighted by position) for results that may differ by rounding. Two digests are compared by :func:`compare`.
+
+Nothing here needs numpy, unless a value of numpy's is there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import struct
+import sys
 from collections.abc import Mapping, Set
-from typing import Any, TypedDict
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Leaf = str | list[float]
 """Text that must be equal, or [scale, number, number, ...] whose numbers may differ by a tolerance times the scale."""
@@ -53,12 +59,15 @@ def _alike(first: Leaf, second: Leaf, rtol: float) -> bool:
 
 
 def _walk(value: Any, sha: Any, leaves: list[Leaf]) -> None:
-    if isinstance(value, (float, complex, np.floating, np.complexfloating)):
-        _array(np.asarray(value), sha, leaves)
-    elif value is None or isinstance(value, (bool, int, str, bytes, np.generic)):
+    np: Any = sys.modules.get("numpy")
+    if isinstance(value, (float, complex)):
+        _number(value, sha, leaves)
+    elif value is None or isinstance(value, (bool, int, str, bytes)):
         _text(f"{type(value).__name__}:{value!r}", sha, leaves)
-    elif isinstance(value, np.ndarray):
-        _array(value, sha, leaves)
+    elif np is not None and isinstance(value, (np.ndarray, np.inexact)):
+        _array(np.asarray(value), sha, leaves)
+    elif np is not None and isinstance(value, np.generic):
+        _text(f"{type(value).__name__}:{value!r}", sha, leaves)
     elif isinstance(value, Mapping):
         _text(f"mapping:{len(value)}", sha, leaves)
         for key in sorted(value, key=repr):
@@ -104,7 +113,18 @@ def _text(text: str, sha: Any, leaves: list[Leaf]) -> None:
     leaves.append(text)
 
 
+def _number(value: float | complex, sha: Any, leaves: list[Leaf]) -> None:
+    """Like an array of no dimensions."""
+    parts = (value.real, value.imag) if isinstance(value, complex) else (float(value),)
+    _text(f"{'complex128' if len(parts) == 2 else 'float64'}()", sha, leaves)
+    for part in parts:
+        sha.update(struct.pack("d", part))
+        leaves.append([abs(part), 0.0, part, part, part, part] if isfinite(part) else [0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+
+
 def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
+    import numpy as np
+
     _text(f"{array.dtype}{array.shape}", sha, leaves)
     if array.dtype == object:
         for item in array.ravel().tolist():
@@ -122,6 +142,8 @@ def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
 
 def _numbers(flat: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
     """[sum of magnitudes, how many are not finite, sum, sum weighted by position, smallest, largest]."""
+    import numpy as np
+
     finite = flat[np.isfinite(flat)]
     if not len(finite):
         return [0.0, float(len(flat)), 0.0, 0.0, 0.0, 0.0]
