@@ -18,7 +18,7 @@ The tree has five branches, because the reader of a traceback needs to know whos
     └── InternalError           an invariant of Headrace broke: a bug of ours
 
 A user's own exception is never wrapped: it reaches the caller as itself, with the remote traceback as its cause
-(:class:`RemoteTraceback`).
+(:class:`RemoteTraceback`), or with one that names the task if a result raised it when it was read here.
 """
 
 from __future__ import annotations

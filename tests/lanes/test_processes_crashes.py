@@ -87,6 +87,7 @@ def test_what_raises_when_the_owner_unpickles_a_result_fails_the_task(hosted: An
         host.ran(2)
         assert host.next(TaskUnpicklable) == TaskUnpicklable(1, 1)
         assert type(host.errors[1]) is (SystemExit if how == "exit" else t.TaskError)
+        assert "The result of task task-1 has come" in str(host.errors[1].__cause__)
 
 
 @pytest.mark.parametrize("how", DEATHS)

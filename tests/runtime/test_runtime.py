@@ -8,6 +8,7 @@ import gc
 import itertools
 import threading
 import time
+import traceback
 import weakref
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -230,6 +231,27 @@ def test_graph_failure_is_the_tasks_own(rt: Runtime) -> None:
     with pytest.raises(testing.TaskError, match="broken"):
         rt.run(build.wanting(end))
     assert rt.run(Build().graph) == []
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1 << 22], ids=["sent", "published"])
+def test_a_result_that_cannot_be_unpickled_here_raises_its_own_error_and_names_its_task(size_bytes: int) -> None:
+    class Explosive:
+        def __reduce__(self) -> Any:
+            return explode, (bytes(size_bytes),)
+
+    def explode(_: bytes) -> None:
+        try:
+            raise KeyError("the fuse")
+        except KeyError:
+            raise ValueError("unpickle boom")  # noqa: B904  what it came from is to be seen as well
+
+    build = Build()
+    build.graph.outputs = [build.call(Explosive)]
+    with Runtime(lane="processes", num_workers=1) as rt, pytest.raises(ValueError, match=r"^unpickle boom$") as caught:
+        rt.run(build.graph)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "The result of task Explosive-0 has come from a worker process" in shown
+    assert "KeyError: 'the fuse'" in shown
 
 
 def test_rerun_raises_from_this_thread(rt: Runtime, tmp_path: Path) -> None:

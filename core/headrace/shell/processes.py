@@ -105,7 +105,13 @@ class Processes:
         lane = self.lane
         if lane is None:
             raise InternalError(f"the value of task {self._jobs.key_of(task)} is lost")
-        return lane.load(task)
+        try:
+            return lane.load(task)
+        except Exception as error:  # its unpickling runs users' code, which may raise anything
+            from headrace.lanes.processes.failures import name_result
+
+            name_result(error, self._jobs.key_of(task))
+            raise
 
     def detach(self) -> Callable[[float], None]:
         """Forgets the lane, under the lock; what is returned stops it (argument: timeout in seconds), outside it."""

@@ -115,6 +115,20 @@ def explain_unpicklable(message: str, task: str, cause: BaseException | None, st
     return error
 
 
+def name_result(error: BaseException, task: str) -> None:
+    """Gives what the unpickling of a result has raised in the owner a cause that names the task: its frames do not.
+
+    Its own cause and context become those of that cause, so that they are still shown.
+    """
+    named = UnpicklableError(
+        f"The result of task {task} has come from a worker process and cannot be read in this one. Use lane='threads', "
+        "which runs it in this process, or have the task return what can be unpickled."
+    )
+    named.__cause__, named.__context__ = error.__cause__, error.__context__
+    named.__suppress_context__ = error.__suppress_context__
+    error.__cause__ = named
+
+
 def must_stay(error: BaseException | None) -> bool:
     """Whether something could not be pickled because it may only be used in its own process."""
     while error is not None and not isinstance(error, MustStayHere):

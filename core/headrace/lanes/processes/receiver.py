@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from headrace.errors import RemoteTraceback
 from headrace.lanes.processes import wire
-from headrace.lanes.processes.failures import explain_unpicklable, revive_failure
+from headrace.lanes.processes.failures import explain_unpicklable, name_result, revive_failure
 from headrace.lanes.processes.host import Host
 from headrace.lanes.processes.parcels import Parcel, open_whole
 from headrace.lanes.processes.peer import HELD, Peer
@@ -62,6 +62,7 @@ class Receiver:
                     try:
                         value = open_whole(value)
                     except BaseException as error:  # it runs users' code, which may raise anything, in the io thread
+                        name_result(error, self._host.key_of(task))
                         self._host.fail(task, error)
                         failed.append(task)
                         continue
