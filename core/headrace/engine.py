@@ -83,7 +83,7 @@ class Engine:
             self._threads_failed,
         )
         self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
-        self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call)
+        self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call, self._shield)
         self._performers: dict[type, Callable[[Any, After], None]] = {
             c.Release: self._processes.release,
             c.Expect: self._expect,
@@ -297,6 +297,7 @@ class Engine:
     def _abandon(self, job: Job) -> None:
         """The caller leaves (Ctrl-C, a failing observer): whatever of its job is under way stops, or is ignored."""
         with self._shield:
+            job.abandoned = True
             self._post(e.JobCancelled(job.number))
             self._threads.cancel_streams(StreamError("the graph that this stream was part of was cancelled"), job)
             self._collected(job)

@@ -17,6 +17,7 @@ from headrace.sched.events import Event, Span, WorkerRan, WorkersIdled, WorkerSt
 from headrace.task import Call
 
 E = TypeVar("E")
+T = TypeVar("T")
 
 WITHIN_S = 20.0
 
@@ -73,6 +74,9 @@ class FakeHost:
 
     def key_of(self, task: int) -> str:
         return f"task-{task}"
+
+    def call_foreign(self, fn: Callable[..., T], *args: Any) -> T:
+        return fn(*args)
 
     # --- what the tests ask for -----------------------------------------------------------------------------------
 

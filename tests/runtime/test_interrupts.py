@@ -89,6 +89,75 @@ def test_a_signal_handler_that_raises_reaches_the_caller_and_leaves_the_runtime_
     assert done.stdout.splitlines() == ["too late", "[2] 4"], done.stderr
 
 
+def test_ctrl_c_stops_the_pickling_of_an_argument_in_the_callers_thread() -> None:
+    done = run("""
+        import threading, time
+        from headrace import testing
+        from headrace.graph import Graph
+        pickled = []
+        class Slow:
+            def __reduce__(self):
+                pickled.append(threading.current_thread() is threading.main_thread())
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10.0)
+                return int, ()
+        def graph(*args):
+            calls = [(testing.identity, (arg,), None, ()) for arg in args]
+            numbers = list(range(len(args)))
+            return Graph(keys=numbers, calls=calls, deps=[()] * len(args), families=["f"] * len(args), outputs=numbers)
+        with Runtime(lane="processes", num_workers=2, check=True) as rt:
+            rt.run(graph(*range(20)))
+            testing.wait_until(lambda: [worker["up"] for worker in rt.status()["workers"]] == [True, True])
+            future = rt.submit(time.sleep, 0.2)
+            begin_s = time.monotonic()
+            try:
+                rt.run(graph(Slow(), Slow(), Slow(), Slow()))
+            except KeyboardInterrupt:
+                print("stopped", time.monotonic() - begin_s < 0.5)
+            print("pickled", pickled)
+            print(rt.run(graph(1, 2, [3])), future.result(), rt.status()["jobs"])
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    """)
+    lines = ["stopped True", "pickled [True]", "[1, 2, [3]] None []", "True"]
+    assert done.stdout.splitlines() == lines, done.stdout + done.stderr
+
+
+SHIELDED = """
+    import contextlib
+    from headrace.shell.interrupts import InterruptShield
+    shield, story = InterruptShield(), []
+    def press(number):
+        os.kill(os.getpid(), number)
+        story.append("went on")
+    def handler(number, frame):
+        story.append("heard")
+    signal.signal(signal.SIGALRM, handler)
+    try:
+        {body}
+    except KeyboardInterrupt:
+        story.append("stopped")
+    print(*story, sep=", ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "story"),
+    [
+        ("with shield: shield.call_foreign(press, signal.SIGINT)", "stopped"),
+        ("with shield: press(signal.SIGINT); shield.call_foreign(press, signal.SIGINT)", "went on, stopped"),
+        ("with shield, shield: shield.call_foreign(press, signal.SIGINT)", "went on, stopped"),
+        ("with shield: shield.call_foreign(press, signal.SIGALRM); story.append('last')", "went on, last, heard"),
+        ("with shield: shield.call_foreign(lambda: shield.__enter__() or press(signal.SIGINT) or "
+         "shield.__exit__(None, None, None)); story.append('last')", "went on, last, stopped"),
+        ("with shield: shield.call_foreign(int); press(signal.SIGINT)", "went on, stopped"),
+        ("shield.call_foreign(press, signal.SIGINT)", "stopped"),
+    ],
+)  # fmt: skip
+def test_foreign_code_in_the_shield_is_stopped_by_ctrl_c_alone(body: str, story: str) -> None:
+    done = run(textwrap.dedent(SHIELDED).format(body=body))
+    assert done.stdout.splitlines() == [story], done.stderr
+
+
 STORM = """
     import random
     from concurrent.futures import CancelledError, wait

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from headrace import companions, pandas_options  # noqa: F401 - so that workers follow these
 from headrace.companions import States
 from headrace.errors import MustStayHere
 from headrace.observe import timeline
 from headrace.sched import events as e
+from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Job, Jobs
 from headrace.task import Call
+
+T = TypeVar("T")
 
 
 class LaneHost:
@@ -22,6 +25,7 @@ class LaneHost:
         post: hands an event to the machine.
         obituary: how a worker ended, and its resident memory in bytes.
         aside: has ``fn(argument)`` called in a thread where foreign code may run.
+        shield: in which the lane is called.
     """
 
     def __init__(
@@ -30,11 +34,13 @@ class LaneHost:
         post: Callable[[e.Event], object],
         obituary: Callable[[int], tuple[str, int]],
         aside: Callable[[Callable[[Any], object], Any], None],
+        shield: InterruptShield,
     ) -> None:
         self._jobs = jobs
         self._post = post
         self._obituary = obituary
         self._aside = aside
+        self._shield = shield
 
     def post(self, event: e.Event) -> None:
         """Passes an event on, once those who watch have been told, and what only the shell knows has been added."""
@@ -108,8 +114,11 @@ class LaneHost:
     def key_of(self, task: int) -> str:
         return self._jobs.key_of(task)
 
+    def call_foreign(self, fn: Callable[..., T], *args: Any) -> T:
+        return self._shield.call_foreign(fn, *args)
+
     def _job_of(self, task: int) -> Job:
         job = self._jobs.of(task)
-        if job is None:
+        if job is None or job.abandoned:
             raise KeyError(task)
         return job

@@ -6,6 +6,9 @@ change, or between a decision and what follows from it. So inside the shield the
 by one of ours, which defers the signal until the shield is left; then it goes to the handler that was there before,
 which may raise or not.
 
+Foreign code that may take long, called where an exception does no harm, is called through a hole in the shield: there
+Ctrl-C is not deferred, if all that its handler does is to raise ``KeyboardInterrupt``.
+
 Invariant: outside the shield our handler only passes signals on. So it does no harm where an exception has kept it from
 being taken away; the next one that comes by takes it away.
 """
@@ -17,7 +20,9 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 Handler = Callable[[int, "FrameType | None"], Any]
 
@@ -52,6 +57,7 @@ class InterruptShield:
     def __init__(self) -> None:
         self._main = threading.main_thread().ident
         self._depth = 0  # of the main thread
+        self._hole = False  # at depth 1: see call_foreign
         self._levels: list[dict[int, Handler]] = []
         """The handlers that each :meth:`install` has found, by number: a task can set one, and run another graph."""
         self._whole = False  # our handler stands wherever it should: nothing has kept it from being put there
@@ -99,10 +105,32 @@ class InterruptShield:
         handler = signal.default_int_handler
         for found in self._levels:
             handler = found.get(signum, handler)
-        if self._depth:
+        if self._depth and not (self._hole and self._depth == 1 and handler is signal.default_int_handler):
             self._deferred[signum] = handler, frame
         else:
             handler(signum, frame)
+
+    def call_foreign(self, fn: Callable[..., T], *args: Any) -> T:
+        """Calls what runs users' code, so that Ctrl-C stops it; unless the shield was entered twice, since only who
+        calls this knows that an exception does no harm.
+
+        Other handlers wait as ever: their exceptions could not be told from those of ``fn``.
+
+        Raises:
+            KeyboardInterrupt: out of the handler of a signal; also if one was deferred before.
+            BaseException: whatever ``fn`` raises.
+        """
+        if threading.get_ident() != self._main or self._depth != 1:
+            return fn(*args)
+        self._hole = True
+        try:
+            for signum, (handler, frame) in list(self._deferred.items()):
+                if handler is signal.default_int_handler:
+                    del self._deferred[signum]
+                    handler(signum, frame)
+            return fn(*args)
+        finally:
+            self._hole = False
 
     def __enter__(self) -> None:
         if threading.get_ident() != self._main:

@@ -100,6 +100,7 @@ class Job:
         self.stage: Callable[[int, Any, Any], tuple[Any, Any]] = plain_stage
         self.cancelled: BaseException | None = None  # what streams end with that it opens from now on
         self.over = False  # its values are the caller's to collect
+        self.abandoned = False  # its caller has left: nothing of it is worth being sent
         self._states: companions.States | None = None
 
     @classmethod

@@ -12,6 +12,7 @@ from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.shell.futures import After
 from headrace.shell.host import LaneHost
+from headrace.shell.interrupts import InterruptShield
 from headrace.shell.jobs import Jobs
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Processes:
         jobs: the open jobs.
         post: hands an event to the machine.
         aside: has ``fn(argument)`` called in a thread where foreign code may run.
+        shield: in which :meth:`flush` is called.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class Processes:
         jobs: Jobs,
         post: Callable[[e.Event], object],
         aside: Callable[[Callable[[Any], object], Any], None],
+        shield: InterruptShield,
     ) -> None:
         self._settings = settings
         self._jobs = jobs
-        self._host = LaneHost(jobs, post, self._obituary, aside)
+        self._host = LaneHost(jobs, post, self._obituary, aside, shield)
         self.lane: ProcessLane | None = None
         self._queued = False  # the lane has been given something that is not flushed yet
 
@@ -94,11 +97,19 @@ class Processes:
             self.lane.release(tasks)
 
     def flush(self) -> None:
-        """Sends what is queued; outside the lock, from any thread."""
+        """Sends what is queued; outside the lock, from any thread.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while something was pickled in the main thread. The rest is still queued.
+        """
         lane = self.lane
         if self._queued and lane is not None:
             self._queued = False
-            lane.flush()
+            try:
+                lane.flush()
+            except BaseException:  # see above
+                self._queued = True
+                raise
 
     def bring(self, task: int) -> Any:
         """The value of a task that another process has. Blocks."""

@@ -37,9 +37,14 @@ _EMPTY: Final[dict[_Place, tuple[Any, int, Packed]]] = {}
 
 
 class Functions:
-    """Numbers functions. Thread-safe."""
+    """Numbers functions. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        call_foreign: has a function pickled; see :meth:`headrace.lanes.processes.host.Host.call_foreign`.
+    """
+
+    def __init__(self, call_foreign: Callable[..., Any]) -> None:
+        self._call_foreign = call_foreign
         self._lock = threading.Lock()
         # Keyed by id: callables need not be hashable. What is first in an entry sees to it that the id stays its own.
         self._jobs: OrderedDict[int, dict[_Place, tuple[Any, int, Packed]]] = OrderedDict()
@@ -78,7 +83,7 @@ class Functions:
     def _add(self, job: int, fn: Callable[..., Any], variant: int) -> tuple[int, Packed]:
         forbid_hash(fn)
         forbid_unfinished(fn)
-        packed = pack(fn, "function")
+        packed: Packed = self._call_foreign(pack, fn, "function")
         with self._lock:
             # Functions of one graph may be as large as they like: forgetting one to send it again would be worse.
             if len(self._known) >= _MOST_FUNCTIONS or (self._bytes > _MOST_BYTES and job not in self._jobs):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from headrace.companions import States
 from headrace.sched.events import Event
 from headrace.task import Call
+
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -61,4 +64,13 @@ class Host(Protocol):
 
     def key_of(self, task: int) -> str:
         """The task's name, for messages."""
+        ...
+
+    def call_foreign(self, fn: Callable[..., T], *args: Any) -> T:
+        """Calls what runs users' code and may take long.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, in the main thread; if it comes elsewhere in the lane, it should be kept waiting.
+            BaseException: whatever ``fn`` raises.
+        """
         ...

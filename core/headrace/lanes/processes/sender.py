@@ -52,7 +52,7 @@ class Sender:
         self._host = host
         self._publications = publications
         self._small_bytes = small_bytes
-        self._functions = Functions()
+        self._functions = Functions(host.call_foreign)
         self._reloads = Reloads()
 
     def drain(self, peer: Peer) -> tuple[list[Event], bool]:
@@ -200,7 +200,7 @@ class Sender:
             args = tuple(blank)
         if not kwargs and wire.is_plain(args):
             return args, None
-        parcel = self._publications.lend(_pack_arguments(args, kwargs), peer.number)
+        parcel = self._publications.lend(self._host.call_foreign(_pack_arguments, args, kwargs), peer.number)
         self._attach(peer, frame, parcel)
         return None, parcel
 
@@ -212,7 +212,7 @@ class Sender:
                 frame.ops.append((wire.VALUE, task, True, value))
                 peer.at[task] = HELD
                 return
-            packed = pack(value, f"value of {self._host.key_of(task)}")
+            packed = self._host.call_foreign(pack, value, f"value of {self._host.key_of(task)}")
             if packed.size_bytes <= self._small_bytes:
                 parcel = whole(packed)
             else:
