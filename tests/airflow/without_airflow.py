@@ -2,22 +2,26 @@
 
 A DAG file is a Python file, and its path all there is of its bundle. The code of a task is in its workload. A file
 ``bare_dies`` in the folder FAULTS kills every bare zygote that starts; while ``origin_cannot_fork`` or
-``zygotes_cannot_fork`` is there, these are refused what a machine without another process refuses.
+``zygotes_cannot_fork`` is there, these are refused what a machine without another process refuses. Nobody has
+capabilities, as if he was not root.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import functools
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from headrace.store.kernel import prctl
 from headrace.testing import wait_until
-from headrace_airflow import client, daemon, forks, internals, origin, task_logging, zygotes
+from headrace_airflow import client, daemon, forks, internals, origin, supervisors, task_logging, zygotes
 from headrace_airflow.client import Setup
 from headrace_airflow.settings import Settings
 from headrace_airflow.supervisor import forked_by
@@ -27,18 +31,21 @@ BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import without_airflow; without_airflow.{}(*sys.argv[2:])"
 )
 
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
+
 
 class Node:
     """A daemon, and the scheduler that it has."""
 
-    def __init__(self, folder: Path, rest_s: float) -> None:
+    def __init__(self, folder: Path, rest_s: float, idle_s: float) -> None:
         self.folder = folder
         self.place = folder / "node"
         self.faults = folder / "faults"
         self.faults.mkdir()
         self._log = folder / "daemon.log"
-        environ = {**os.environ, "FAULTS": str(self.faults), "REST_S": str(rest_s)}
-        setup = Setup(Settings(cpus=4, tasks=4), environ)
+        ours = {"FAULTS": str(self.faults), "REST_S": str(rest_s), "IDLE_S": str(idle_s)}
+        setup = Setup(Settings(cpus=4, tasks=4), {**os.environ, **ours})
         self.daemon = client.connect_or_launch(self.place, setup, self._log, "scheduler")
         self._submitted = 0
 
@@ -115,9 +122,18 @@ class Node:
 
 
 def become_daemon(*arguments: str) -> NoReturn:
+    _drop_capabilities()
     forks._BOOTSTRAP = BOOTSTRAP.format("become_origin")
     zygotes._REST_S = float(os.environ["REST_S"])
+    supervisors._IDLE_S = float(os.environ["IDLE_S"])
     daemon.main(*arguments)
+
+
+def _drop_capabilities() -> None:
+    """For this process and all that it starts; with them, any memory can be read."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if ctypes.CDLL(None, use_errno=True).capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)) < 0:
+        raise OSError(ctypes.get_errno(), "capset failed")
 
 
 def become_origin(fd: str, parent: str) -> None:
