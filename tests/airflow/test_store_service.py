@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +18,7 @@ import pytest
 from stores import MIB, SLOT, copies, elsewhere, get, other_process, put, status
 
 from headrace.testing import wait_until
+from headrace_airflow.store import storage
 from headrace_airflow.store.client import StoreClient
 from headrace_airflow.store.errors import LostValueError, StoreUnreachableError
 from headrace_airflow.store.home import Home
@@ -192,21 +194,54 @@ def test_a_broken_request_harms_nobody(settings: StoreSettings, client: StoreCli
 
 
 def test_a_daemon_can_host_it_in_its_own_loop(settings: StoreSettings) -> None:
-    service = StoreService(settings)
+    with hosted(settings) as client:
+        value = os.urandom(2 * MIB)
+        record = put(client, value)
+        assert get(client, record) == value
+        assert status(client)["pid"] == os.getpid()
+    assert len(copies(settings)) == 1
+
+
+class TestTimeToLive:
+    @pytest.fixture(autouse=True)
+    def looks_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("service._SOON_S", "service._LATER_S", "contents._SWEEP_FIRST_S", "contents._SWEEP_EVERY_S"):
+            monkeypatch.setattr(f"headrace_airflow.store.{name}", 0.05)
+
+    def test_ends_for_a_run_that_nobody_has_touched(self, settings: StoreSettings) -> None:
+        with hosted(replace(settings, ttl_s=0.5)) as client:
+            record = put(client, "value")
+            wait_until(lambda: not client.ask("list")["objects"] and not Path(record["url"]).exists())
+            with pytest.raises(LostValueError):
+                get(client, record)
+
+    def test_ends_for_copies_that_this_service_has_never_heard_of(self, settings: StoreSettings) -> None:
+        earlier = storage.url_of(settings.url, SLOT._replace(run_id="earlier"), "i" * 32)
+        storage.write(earlier, {}, b"", 0, {})
+        with hosted(settings) as client:
+            record = put(client, "value")
+            client.ask("flush")
+            for copy in copies(settings):
+                os.utime(copy, (1, 1))
+            wait_until(lambda: not Path(earlier).exists())
+            assert get(client, record) == "value"
+        assert len(copies(settings)) == 1, "its run is in use, old as it looks"
+
+
+@contextmanager
+def hosted(settings: StoreSettings) -> Iterator[StoreClient]:
+    """A client of a service in a thread of this process."""
+    found = StoreService(settings)
     stop, stopped = os.pipe()
-    done = threading.Thread(target=host, args=(service, stop))
+    done = threading.Thread(target=host, args=(found, stop))
     done.start()
     try:
         with closing(StoreClient(settings, starts=False)) as client:
-            value = os.urandom(2 * MIB)
-            record = put(client, value)
-            assert get(client, record) == value
-            assert status(client)["pid"] == os.getpid()
+            yield client
     finally:
         os.close(stopped)
         done.join()
         os.close(stop)
-    assert len(copies(settings)) == 1
 
 
 def host(service: StoreService, stop: int) -> None:
