@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -125,6 +126,19 @@ class TestRest:
 
     def test_is_not_taken_where_others_may_have_something_to_do(self, executor: HeadraceExecutor) -> None:
         executor._runs = Newcomers(lambda: pytest.fail("looked"), every_s=0.0)
+        executor.sync()
+        assert executor.event_buffer == {}
+
+    @pytest.mark.parametrize(
+        ("key", "closes"), [(None, True), (internals.wake_key(), False)], ids=["cannot", "may not"]
+    )
+    def test_is_left_to_the_scheduler_where_nothing_would_wake_it(
+        self, executor: HeadraceExecutor, key: object, closes: bool
+    ) -> None:
+        executor._wake_key = key
+        executor.settings = replace(executor.settings, close_gap=closes)
+        executor._runs = Newcomers(lambda: pytest.fail("looked"), every_s=0.0)
+        executor._waits_for_runs = True
         executor.sync()
         assert executor.event_buffer == {}
 
