@@ -23,8 +23,8 @@ VENV_AIRFLOW_OLDEST ?= .venv-airflow-oldest
 TEST_ARGS ?=
 OLDEST_TESTS ?= tests/dask tests/store tests/test_examples.py tests/test_house.py
 AIRFLOW_TESTS := $(addprefix tests/airflow/test_,\
-	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py executor_trouble.py \
-	executor_workloads.py page_airflow.py real_airflow.py streams_airflow.py xcom_airflow.py)
+	bench_airflow.py contract.py dask_in_tasks.py examples_airflow.py executor_features.py executor_settings.py \
+	executor_trouble.py executor_workloads.py page_airflow.py real_airflow.py streams_airflow.py xcom_airflow.py)
 AIRFLOW_OLDEST_TESTS ?= $(addprefix tests/airflow/test_,\
 	base_executor.py contract.py executor_features.py executor_parts.py xcom.py xcom_airflow.py xcom_rows.py)
 COMPAT_ARGS ?=
