@@ -2,12 +2,16 @@
 
 A ``Watch`` listens to the interpreter's audit events while a DAG file is parsed: files that are read (by imports, by
 ``open``), folders that are listed, connections that Python's sockets make. A file that was looked for and not found
-counts too.
+counts too; so does one that an import would have taken, had it been there, instead of what it took or of nothing.
 
 What lies where packages are installed is not watched file by file, but by the folders it lies in: installing,
 upgrading or removing a package changes them.
 
 What another machine, or a service of this one, has answered stands in no such list: then the parse is ``unrepeatable``.
+
+Not seen: a file that the DAG file asks about without opening it (``os.path.exists``, ``os.stat``), what a program that
+it starts has read, and what an import hook of its own takes from elsewhere. The names of modules that appear are
+watched for the first ``_MOST_ASKED`` imports.
 """
 
 from __future__ import annotations
@@ -19,15 +23,24 @@ import stat
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
+from types import ModuleType
 from typing import Any, Final
 
 Signature = list[int]
 """Time of the last change, size, inode; empty: there is no such file."""
-Sources = list[tuple[str, Signature]]
+Lacks = list[str]
+"""Names that a folder, which may be missing, has not; at least one."""
+Sources = list[tuple[str, Signature | Lacks]]
 
 _SYSTEM: Final = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/zoneinfo/")
 _IMPORTLIB: Final = "<frozen importlib."
+_SUFFIXES: Final = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES)
+"""Of modules, as imports try them; ``.pyc`` comes last, and nobody puts it beside DAG files."""
+_MOST_ASKED: Final = 5000
 _CHANGED: Final[Signature] = [-1]
 
 
@@ -40,9 +53,31 @@ def signature(path: str) -> Signature:
     return [found.st_mtime_ns, found.st_size, found.st_ino]
 
 
-def changed(sources: Sequence[tuple[str, Signature]]) -> str | None:
+def changed(sources: Sequence[tuple[str, Signature | Lacks]]) -> str | None:
     """The first of the sources that is not what it was, or ``None``."""
-    return next((path for path, was in sources if signature(path) != list(was)), None)
+    return next((path for path, was in sources if not _is(path, was)), None)
+
+
+def looked_at(sources: Sources) -> list[str]:
+    """The files and folders that the parse has looked at itself."""
+    return [path for path, was in sources if not _tells_what_lacks(was)]
+
+
+def _tells_what_lacks(was: Signature | Lacks) -> bool:
+    return bool(was) and isinstance(was[0], str)
+
+
+def _is(path: str, was: Signature | Lacks) -> bool:
+    if _tells_what_lacks(was):
+        return set(_listed(path)).isdisjoint(was)  # one look, however many names
+    return signature(path) == was
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError):  # imports find nothing there either
+        return []
 
 
 class Watch:
@@ -52,10 +87,12 @@ class Watch:
         self._since_ns = time.time_ns()
         self._paths: set[str] = set()
         self._modules = set(sys.modules)
+        self._imports = _Imports()
         self._on = True
         self.unrepeatable = ""
         """Why the parse may give something else next time although no file has changed."""
         sys.addaudithook(self._hear)
+        sys.meta_path.insert(0, self._imports)
 
     def stop(self) -> Sources:
         """Ends the watch; returns what was read, with its state.
@@ -63,13 +100,24 @@ class Watch:
         What changed while it was read is given a state that no file has: it is known to be out of date.
         """
         self._on = False
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self._imports]
         for name in set(sys.modules) - self._modules:
             if path := getattr(sys.modules[name], "__file__", None):
                 self._paths.add(os.path.abspath(path))
         installed = _installed()
         watched = {path for path in self._paths if not path.startswith(installed)}
         watched.update(package_folders())
-        return [(path, self._settled(path)) for path in sorted(watched)]
+        missing: dict[str, set[str]] = defaultdict(set)
+        for path in self._imports.alternatives(installed):
+            folder, name = os.path.split(path)
+            if os.path.lexists(path):
+                watched.add(path)
+            else:
+                missing[folder].add(name)
+        return [
+            *((path, self._settled(path)) for path in sorted(watched)),
+            *((folder, sorted(names)) for folder, names in sorted(missing.items())),
+        ]
 
     def _settled(self, path: str) -> Signature:
         now = signature(path)
@@ -102,6 +150,62 @@ class Watch:
             self._paths.add(path)
 
 
+class _Imports(MetaPathFinder):
+    """Finds nothing: it is asked first, and notes what is looked for, and where.
+
+    The audit event ``import`` tells less: it does not fire for ``importlib.import_module`` and ``find_spec``, and does
+    not say where a module of a package is looked for.
+    """
+
+    def __init__(self) -> None:
+        self._asked: set[tuple[str, tuple[str, ...]]] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if len(self._asked) < _MOST_ASKED:
+            folders = sys.path if path is None else path
+            self._asked.add((fullname, tuple(folder for folder in folders if isinstance(folder, str))))
+        return None
+
+    def alternatives(self, installed: tuple[str, ...]) -> set[str]:
+        """What would have been imported instead of what was found, or of nothing, if it had been there."""
+        asked = ((name, folders, _origin(name)) for name, folders in list(self._asked))  # threads may still import
+        return {
+            path
+            for name, folders, origin in asked
+            if origin is not None
+            for path in _before(name, folders, origin, installed)
+        }
+
+
+def _origin(name: str) -> str | None:
+    """The file that a module was loaded from; empty: it was not, or others may join it; ``None``: it is built in."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if not isinstance(spec, ModuleSpec) or spec.origin is None:
+        return ""
+    return os.path.abspath(spec.origin) if spec.has_location else None
+
+
+def _before(name: str, folders: Sequence[str], origin: str, installed: tuple[str, ...]) -> Iterator[str]:
+    """The files that a module would rather be loaded from than from its origin, but for those of installed packages."""
+    for folder in map(os.path.abspath, folders):
+        for path in _candidates(os.path.join(folder, name.rpartition(".")[2])):
+            if path == origin:
+                return
+            if not path.startswith(installed):
+                yield path
+
+
+def _candidates(path: str) -> Iterator[str]:
+    """The files of a module, or package, in the order of imports; a folder that is missing stands for those in it."""
+    if os.path.isdir(path):
+        yield from (os.path.join(path, "__init__" + suffix) for suffix in _SUFFIXES)
+    else:
+        yield path
+    yield from (path + suffix for suffix in _SUFFIXES)
+
+
 def _called_by_importlib() -> bool:
     return sys._getframe(2).f_code.co_filename.startswith(_IMPORTLIB)
 
@@ -112,5 +216,7 @@ def package_folders() -> list[str]:
 
 
 def _installed() -> tuple[str, ...]:
-    folders = {*site.getsitepackages(), site.getusersitepackages(), *sysconfig.get_paths().values()}
+    """The folders of installed packages and of the interpreter; not their prefix: Airflow's home may lie below that."""
+    paths = {path for kind, path in sysconfig.get_paths().items() if kind != "data"}
+    folders = {*site.getsitepackages(), site.getusersitepackages(), *paths}
     return tuple(sorted(os.path.abspath(folder) + os.sep for folder in folders if os.path.isdir(folder)))

@@ -38,7 +38,7 @@ from typing import Any, NoReturn
 from headrace_airflow import containment, internals, processes, task_logging, wire, workers
 from headrace_airflow.followers import Follower, Followers
 from headrace_airflow.preload import Imports
-from headrace_airflow.sources import Sources, Watch, package_folders, signature
+from headrace_airflow.sources import Sources, Watch, looked_at, package_folders, signature
 from headrace_airflow.speculation import Instance
 from headrace_airflow.wire import Channel, Message
 
@@ -77,7 +77,7 @@ class Zygote:
         self._on_child_end = on_child_end
         self._daemon = daemon
         self._sources = sources
-        self._imports = Imports([path for path, _ in sources], preload)
+        self._imports = Imports(looked_at(sources), preload)
         self._selector = selectors.DefaultSelector()
         self._selector.register(daemon, selectors.EVENT_READ)
         self._supervisors: dict[int, Channel] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,23 @@ class TestImportsOfTasks:
         assert self.found(airflow, "imports_late_and_sets_up", first) == [False, False, False]
 
 
+OPTIONAL = """
+import changes_shadowed
+from airflow.sdk import dag, task
+try:
+    from changes_optional import VALUE
+except ImportError:
+    VALUE = "none"
+
+@dag(schedule=None)
+def changes():
+    @task
+    def says():
+        return [VALUE, changes_shadowed.VALUE]
+    says()
+changes()
+"""
+
 VERSIONED = """
 from airflow.sdk import dag, task
 import {module}
@@ -216,6 +234,24 @@ class TestChanges:
         assert self.say(airflow) == ["third", 4]
         for name in ("changes.py", "helper_one.py", "helper_two.py"):
             (airflow.home.dags / name).unlink()
+
+    def test_of_what_was_not_there_too(self, airflow: Any) -> None:
+        dags = airflow.home.dags
+        airflow.write_dag("changes_shadowed.py", "VALUE = 'module'")
+        airflow.write_dag("changes.py", OPTIONAL)
+        assert self.say(airflow) == ["none", "module"]
+        airflow.write_dag("changes_optional.py", "VALUE = 'there'")  # it appears
+        assert self.say(airflow) == ["there", "module"]
+        (dags / "changes_optional.py").rename(dags / "changes_optional.aside")
+        assert self.say(airflow) == ["none", "module"]
+        (dags / "changes_optional.aside").rename(dags / "changes_optional.py")  # as old as it was
+        assert self.say(airflow) == ["there", "module"]
+        (dags / "changes_shadowed").mkdir()
+        airflow.write_dag("changes_shadowed/__init__.py", "VALUE = 'package'")  # it comes before the module
+        assert self.say(airflow) == ["there", "package"]
+        shutil.rmtree(dags / "changes_shadowed")
+        for name in ("changes.py", "changes_optional.py", "changes_shadowed.py"):
+            (dags / name).unlink()
 
     def test_of_a_plugin_too(self, airflow: Any) -> None:
         path = airflow.home.plugins / "of_the_tests.py"
