@@ -40,6 +40,10 @@ _RENDERED_AFTER_S: Final = 1.0
 _QUIET_S: Final = 2.0
 _LONGEST_QUIET_S: Final = 60.0
 """A task is parked after so long without a word: each time it has to be twice as long, up to this."""
+_ZYGOTE_ENDED: Final = (
+    "The process that the task was forked from, its zygote, has ended, and the task with it; "
+    "the Headrace daemon's log says how"
+)
 _ALL_SOCKETS: Final = ("requests", "stdout", "stderr", "logs")
 
 _NEGATIVE: Final = {number.name: -number.value for number in signal.Signals}
@@ -59,6 +63,8 @@ class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore
         self._zygote = zygote
         self.rss_bytes = 0
         self.code: int | None = None
+        self.lost = False
+        """Whether nobody knows how it ended: the zygote has, and with it its children."""
 
     @property
     def pid(self) -> int:
@@ -99,7 +105,8 @@ class ForkedElsewhere(getattr(stock, "ProcessTracker", object)):  # type: ignore
                 self.code = NegativeSignal(code) if code in NegativeSignal._value2member_map_ else code
                 self.rss_bytes = message["rss_bytes"]
             if self.code is None and self._zygote.closed:
-                self.code = NegativeSignal(-signal.SIGKILL)  # the zygote was killed, and with it its children
+                self.lost = True
+                self.code = -int(signal.SIGKILL)  # the kernel's; a ``NegativeSignal`` would have stock guess why
 
 
 class _Noting(selectors.DefaultSelector):
@@ -299,9 +306,15 @@ class Task(StockTask, _Forked):
         known = self._exit_code is not None
         code: int | None = StockTask._check_subprocess_exit(self, *args, **kwargs)
         if code is not None and code < 0 and not known:
-            memory = getattr(self._process, "rss_bytes", 0)
-            self.process_log.error(f"The task was {describe_exit(int(code))}", peak_memory_mib=memory >> 20)
+            self._say_how_it_was_killed(code)
         return code
+
+    def _say_how_it_was_killed(self, code: int) -> None:
+        if getattr(self._process, "lost", False):
+            self.process_log.error(_ZYGOTE_ENDED)
+            return
+        memory = getattr(self._process, "rss_bytes", 0)
+        self.process_log.error(f"The task was {describe_exit(int(code))}", peak_memory_mib=memory >> 20)
 
     def update_task_state_if_needed(self) -> None:
         StockTask.update_task_state_if_needed(self)

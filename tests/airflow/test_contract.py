@@ -209,8 +209,10 @@ class TestProcessKilled:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
         pid = pid_in(said(folder)[0])
         supervisor_of(airflow, run).kill()
+        killed = time.monotonic()
         wait_until(lambda: has_ended(pid), timeout_s=5)
         lines = said(folder, 2)
+        assert time.monotonic() - killed < 6
         assert [line.split(" pid")[0] for line in lines] == ["try 1", "try 2"]
         assert airflow.wait(run).state == "success"
         assert "supervisor ended by itself, and the task with it: killed by SIGKILL" in airflow.log(run, "work")
@@ -224,6 +226,9 @@ class TestProcessKilled:
         wait_until(lambda: has_ended(pid), timeout_s=5)
         said(folder, 2)
         assert airflow.wait(run).state == "success"
+        log = airflow.log(run, "work")
+        assert "its zygote, has ended, and the task with it" in log
+        assert not re.search(r"memory|was killed", log), log
 
     def test_the_origin(self, airflow: Any, folder: Path) -> None:
         run = airflow.trigger("gated_with_retry", {"folder": str(folder)})
