@@ -55,7 +55,7 @@ RETEST_S = 0.5
 confirmed."""
 WIDE_ENTER, WIDE_LEAVE = 1.5, 1.25
 """Cores a task must keep busy by itself to count as parallel inside, and below which it no longer does."""
-HELPED, HELPED_FROM_S = 0.25, 0.01
+HELPED, HELPED_FROM_S = 0.35, 0.01
 """Cores that are kept busy, or waited for, beyond one for each task that runs: threads of a library. Of a shorter task
 this cannot be told: what another thread has used is known to a few milliseconds only, and a library's threads wait for
 more work for a while before they sleep."""
