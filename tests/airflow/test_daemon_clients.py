@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from without_airflow import Node
+from without_airflow import Node, waits_for
 
 from headrace.testing import wait_until
 from headrace_airflow import client, places
@@ -85,7 +84,3 @@ def test_a_drained_one_stays(node: Node, other: Come) -> None:
     assert node.status()["drained"]
     node.ask({"t": "drain", "on": False})
     assert told(come) is None
-
-
-def waits_for(gate: Path) -> str:
-    return f"import time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)"

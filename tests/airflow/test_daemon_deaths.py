@@ -6,10 +6,11 @@ import os
 import signal
 from collections.abc import Callable
 
-from without_airflow import Node
+from without_airflow import Node, waits_for
 
 from headrace.testing import wait_until
 from headrace_airflow.bench.processes import has_ended
+from headrace_airflow.wire import Message
 
 MakeNode = Callable[..., Node]
 
@@ -69,32 +70,28 @@ class TestNoMoreProcesses:
     """Where the machine, or a limit of the user's, allows no other process."""
 
     def test_for_a_task_ends_only_that_one(self, make_node: MakeNode) -> None:
-        node = make_node()
-        let_go = node.folder / "let_go"
-        running = node.submit(f"while not os.path.exists({str(let_go)!r}): pass")
-        node.heard("started", running)
-        node.have_refused("zygotes")
-        end = node.run("")
-        assert (end["ok"], end["log_path"]) == (False, f"{end['id']}.log")
+        end = refused_by("zygotes", make_node())
         assert "No process could be started for the task: [Errno 11]" in end["info"]
-        node.have_allowed("zygotes")
-        assert node.run("")["ok"]
-        let_go.touch()
-        assert node.heard("ended", running)["ok"]
 
     def test_for_a_supervisor_ends_only_its_task(self, make_node: MakeNode) -> None:
         node = make_node()
-        let_go = node.folder / "let_go"
-        running = node.submit(f"while not os.path.exists({str(let_go)!r}): pass")
-        node.heard("started", running)
-        node.have_refused("origin")
-        end = node.run("")
-        assert (end["ok"], end["log_path"]) == (False, f"{end['id']}.log")
+        refused_by("origin", node)
         assert "headrace: no supervisor could be started: [Errno 11]" in node.log()
-        node.have_allowed("origin")
-        assert node.run("")["ok"]
-        let_go.touch()
-        assert node.heard("ended", running)["ok"]
+
+
+def refused_by(who: str, node: Node) -> Message:
+    """How a task ends for which these may not fork; one that runs goes on, and so do those that come later."""
+    gate = node.folder / "gate"
+    running = node.submit(waits_for(gate))
+    node.heard("started", running)
+    node.have_refused(who)
+    end = node.run("")
+    assert (end["ok"], end["log_path"]) == (False, f"{end['id']}.log")
+    node.have_allowed(who)
+    assert node.run("")["ok"]
+    gate.touch()
+    assert node.heard("ended", running)["ok"]
+    return end
 
 
 class TestSupervisor:

@@ -121,6 +121,11 @@ class Node:
         wait_until(lambda: not client.running(self.place), timeout_s=30)
 
 
+def waits_for(gate: Path) -> str:
+    """A task that ends once this file is there."""
+    return f"import time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+
+
 def become_daemon(*arguments: str) -> NoReturn:
     _drop_capabilities()
     forks._BOOTSTRAP = BOOTSTRAP.format("become_origin")
