@@ -34,6 +34,10 @@ wants the GIL."""
 
 STARVED_FROM_S, STARVED_SHARE = 0.001, 0.95
 """Of a task this long that got less of the CPU than this it is asked whether other processes were to blame."""
+HANDED_PER_S = 1000.0
+"""Who goes to sleep this often is handed the GIL by another thread again and again (with pandas up to 12 times in a
+millisecond), and stands in the run queue behind the one that woke it: the machine is not to blame for that. On a busy
+machine a thread sleeps less than once in a millisecond."""
 _local = threading.local()
 
 
@@ -153,7 +157,7 @@ def run_batch(
     measured = batch.measured
     spans = batch.spans
     cpu = width = -1.0
-    preempted = 0
+    slept = 0
     start = perf_counter()
     deadline = start + budget_s
     while pending:
@@ -176,7 +180,7 @@ def run_batch(
             if job.streams:
                 fn, args = job.stage(task, fn, args)
             if measured:
-                preempted = preemptions()
+                slept = sleeps()
                 cpu, width = thread_time(), process_time()
             value = fn(*args, **kwargs) if kwargs else fn(*args)
         except BaseException as error:  # a task may raise anything, SystemExit included
@@ -189,7 +193,7 @@ def run_batch(
         if measured:
             wall, cpu = end - start, thread_time() - cpu
             width = (process_time() - width) / wall if wall > 0.0 else 1.0
-            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and preemptions() > preempted:
+            if wall > STARVED_FROM_S and cpu < STARVED_SHARE * wall and sleeps() - slept < HANDED_PER_S * wall:
                 # Reading a file lets go of the GIL; what is waited for it then belongs to this task's account as well.
                 queued = queued_s()
                 end = perf_counter()
@@ -207,13 +211,9 @@ def run_batch(
     return None
 
 
-def preemptions() -> int:
-    """How much more often this thread was sent away from its core than it went to sleep, since it began. Who waits for
-    the GIL sleeps: tens of times in ten milliseconds, and may stand in the run queue afterwards, behind the thread that
-    woke it.
-    """
-    usage = getrusage(RUSAGE_THREAD)
-    return usage.ru_nivcsw - usage.ru_nvcsw
+def sleeps() -> int:
+    """How often this thread has gone to sleep since it began."""
+    return getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 def queued_s() -> float:
