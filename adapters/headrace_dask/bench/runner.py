@@ -16,7 +16,7 @@ from typing import Any
 from headrace.observe.conditions import describe_machine, describe_versions
 from headrace_dask.bench.digest import Digest, compare
 from headrace_dask.bench.others import OthersMeter
-from headrace_dask.bench.process import BoundExceeded, ChildFailed, ChildProcess
+from headrace_dask.bench.process import SAMPLE_S, BoundExceeded, ChildFailed, ChildProcess
 from headrace_dask.bench.records import Cell, Report, StartRecord, WorkloadRecord
 from headrace_dask.bench.schedulers import HAVE_STARTUP, is_installed, module_of
 from headrace_dask.bench.workloads import Workload
@@ -25,6 +25,8 @@ PACKAGES = ("headrace", "dask", "distributed", "ray", "numpy", "pandas", "pyarro
 """What the figures depend on."""
 PREPARE_LIMIT_S = 300.0
 START_LIMIT_S = 60.0
+WATCHED_S = 1.5
+"""So long the memory of a workload is looked at, in one run or several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,8 @@ class Runner:
             record.tasks, record.optimise_s = reply["tasks"], reply["seconds"]
 
     def _measure_memory(self, workload: Workload, record: WorkloadRecord) -> None:
-        """Peak memory in processes of their own, in which nothing else has run before."""
+        """Peak memory in processes of their own, in which nothing else has run before. A short workload runs again and
+        again: in one run of it the peak would be seen by chance only."""
         for scheduler, cell in record.cells.items():
             if not cell.counts:
                 continue
@@ -193,8 +196,11 @@ class Runner:
                 try:
                     self._start(child, scheduler)
                     self._load(child, workload)
-                    child.request("build", limit_s=PREPARE_LIMIT_S)
-                    child.request("run", limit_s=2 * self.plan.bound_s, sample=True)
+                    watched_s = 0.0
+                    while watched_s < WATCHED_S:
+                        child.request("build", limit_s=PREPARE_LIMIT_S)
+                        ran = child.request("run", limit_s=2 * self.plan.bound_s, sample=True)
+                        watched_s += max(ran["seconds"], SAMPLE_S)
                     cell.peak_bytes = child.peak_bytes
                 except ChildFailed as failure:
                     cell.error = f"no memory figure: {failure}"
