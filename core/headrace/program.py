@@ -42,6 +42,14 @@ def run_program(steps: Sequence[Call], drops: Sequence[tuple[int, ...]], inputs:
     return registers[len(steps) - 1]
 
 
+def spared(fn: Callable[..., Any], args: Sequence[Any]) -> Sequence[Any]:
+    """Arguments for one call of ``fn``, if they are kept for another one: a program empties the list of its inputs."""
+    if fn is not run_program:
+        return args
+    steps, drops, inputs = args
+    return steps, drops, list(inputs)
+
+
 def last_reads(steps: Sequence[Call]) -> tuple[tuple[int, ...], ...]:
     """For each step the registers that it reads as the last one of all: the ``drops`` of :func:`run_program`."""
     last: dict[int, int] = {}

@@ -21,13 +21,17 @@ def run_call(call: Call, values: Mapping[int, Any]) -> Any:
 
     Hot loops (slots, programs, workers) have these lines of their own: calling them costs a quarter of a quick task.
     """
-    fn, args, kwargs, holes = call
-    if holes:
-        filled = list(args)
-        for position, dep in holes:
-            filled[position] = values[dep] if isinstance(dep, int) else [values[d] for d in dep]
-        return fn(*filled, **kwargs) if kwargs else fn(*filled)
-    return fn(*args, **kwargs) if kwargs else fn(*args)
+    fn, _, kwargs, _ = call
+    return fn(*fill(call, values), **(kwargs or {}))
+
+
+def fill(call: Call, values: Mapping[int, Any]) -> list[Any]:
+    """The arguments of a call, with values for its holes."""
+    _, args, _, holes = call
+    found = list(args)
+    for position, dep in holes:
+        found[position] = values[dep] if isinstance(dep, int) else [values[d] for d in dep]
+    return found
 
 
 class Slotted:

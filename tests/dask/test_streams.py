@@ -15,9 +15,11 @@ import dask
 import dask.bag as db
 import pytest
 from dask import delayed
+from dask.utils import SerializableLock
 
 import headrace
 import headrace_dask
+from headrace.config import LANES
 from headrace.testing import wait_until
 
 pytestmark = pytest.mark.shares_runtime
@@ -245,6 +247,35 @@ def test_a_resumable_reader_goes_on_when_its_producer_is_run_again(tmp_path: Pat
     assert total.compute(scheduler=headrace_dask.get, lane="processes") == 3000
     assert (tmp_path / "died").exists()
     assert len((tmp_path / "read").read_text()) == 3000
+
+
+def sum_here(inputs: list[Any], folder: Path, lock: SerializableLock) -> int:
+    items, more = inputs
+    with lock, (folder / "read").open("a") as file:
+        return more + sum(file.write("x") for _ in items)
+
+
+def test_a_program_of_this_process_begins_again_when_its_producer_is_run_again(tmp_path: Path) -> None:
+    made = delayed(numbers_of_one_who_dies)(tmp_path)
+    total = delayed(sum_here)([made, delayed(abs)(-1)], tmp_path, SerializableLock())
+    assert total.compute(scheduler=headrace_dask.get, lane="processes") == 3001
+    assert (tmp_path / "died").exists()
+    assert len((tmp_path / "read").read_text()) > 3000
+
+
+def named_blocks(pair: tuple[int, int]) -> Iterator[tuple[int, bytes]]:
+    name, size_bytes = pair
+    for _ in range(10):
+        yield name, bytes(size_bytes)
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_program_that_makes_a_stream_is_run_again_with_the_same_inputs(lane: str) -> None:
+    with dask.config.set({"headrace.stream_buffer_bytes": 1_000_000}):
+        for _ in range(3):  # a graph that is known to be quick goes another way
+            stream = headrace_dask.get({"a": (abs, -7), "s": (named_blocks, ["a", 500_000])}, "s", lane=lane)
+            for _ in range(3):
+                assert [name for name, _ in stream] == [7] * 10
 
 
 # ---- how far the graph runs ahead of who reads

@@ -27,6 +27,7 @@ from headrace.background import Background
 from headrace.sched.events import Span
 from headrace.store.schedstat import schedstat_s
 from headrace.stream.handle import AHEAD
+from headrace.task import fill
 
 WATCH_S = 0.001
 """It is not looked more often than this whether a batch is stuck: a thread that wakes slows down the others, since it
@@ -187,7 +188,7 @@ def run_batch(
             args = filled = []  # this frame goes no sooner than the error, and these may be handles of streams
             return Failure(task, error)
         if type(value) in AHEAD:
-            return Opening(task, value, fn, args, kwargs)
+            return Opening(task, value, fn, _filled_again(job, index, args), kwargs)
         end = perf_counter()
         values[index] = value
         if measured:
@@ -209,6 +210,14 @@ def run_batch(
             break
         start = end
     return None
+
+
+def _filled_again(job: Values, index: int, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments of a task that has run: a program has emptied the list of its inputs."""
+    try:
+        return fill(job.calls[index], job.values)
+    except KeyError:  # the job was cancelled: nobody reads its streams once more
+        return args
 
 
 def sleeps() -> int:

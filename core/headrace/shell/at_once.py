@@ -16,6 +16,7 @@ from headrace.lanes.slots import Opening
 from headrace.shell.jobs import Stored
 from headrace.stream.gate import Gate
 from headrace.stream.handle import AHEAD, NOBODY, Stream, for_task
+from headrace.task import fill
 
 PATIENCE_S = 0.02
 """So much longer than twice the expected time it may take."""
@@ -61,14 +62,16 @@ def run_at_once(graph: Graph, expected_s: float, buffer_bytes: int) -> Progress:
             args = filled
             value = fn(*args, **kwargs) if kwargs else fn(*args)
             del filled
+            if type(value) in AHEAD:
+                value, streams = _stream(value, graph, index, values, buffer_bytes), True
             for dep in graph.deps[index]:
                 readers[dep] -= 1
                 if not readers[dep]:
                     del values[dep]
         else:
             value = fn(*args, **kwargs) if kwargs else fn(*args)
-        if type(value) in AHEAD:
-            value, streams = _stream(value, graph, index, args, buffer_bytes), True
+            if type(value) in AHEAD:
+                value, streams = _stream(value, graph, index, values, buffer_bytes), True
         values[index] = value
         if perf_counter() > deadline:
             done = index + 1
@@ -77,7 +80,7 @@ def run_at_once(graph: Graph, expected_s: float, buffer_bytes: int) -> Progress:
     return Progress(done, values, ran[1:])
 
 
-def _stream(value: Any, graph: Graph, index: int, args: Any, buffer_bytes: int) -> Any:
+def _stream(value: Any, graph: Graph, index: int, values: dict[int, Any], buffer_bytes: int) -> Any:
     if type(value) is Stream:
         return value
     if type(value) is Gate:
@@ -88,6 +91,7 @@ def _stream(value: Any, graph: Graph, index: int, args: Any, buffer_bytes: int) 
     call = graph.calls[index]
     assert call is not None
     fn, _, kwargs, _ = call
+    args = fill(call, values)  # once more: a program has emptied the list of its inputs
     return pulled(str(graph.keys[index]), buffer_bytes, Opening(index, value, fn, args, kwargs))
 
 

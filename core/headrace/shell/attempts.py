@@ -16,7 +16,7 @@ from headrace.errors import WorkerDied
 from headrace.lanes.processes.failures import explain_unpicklable
 from headrace.lanes.stages.feeder import Inputs
 from headrace.lanes.stages.process import LostError, StageProcess, UnfitError
-from headrace.program import run_program
+from headrace.program import run_program, spared
 from headrace.stream.handle import Stream, afresh
 from headrace.stream.resuming import MadeAgain, is_resumable
 from headrace.stream.steps import PRODUCERS, steps_of
@@ -83,7 +83,7 @@ class Stage:
 
     def _run(self, process: StageProcess | None) -> tuple[bool, Any]:
         if process is None:
-            value = self._fn(*self._args, **(self._kwargs or {}))
+            value = self._fn(*spared(self._fn, self._args), **(self._kwargs or {}))
             streams = type(value) in PRODUCERS
             return streams, steps_of(value) if streams else value
         self._moving.about_to_wait()  # it needs no slot of this process

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.errors import MustStayHere, StreamError
+from headrace.program import spared
 from headrace.store.sizes import weigh
 from headrace.stream.gate import Gate
 from headrace.stream.resuming import Attempt, unbroken
@@ -236,7 +237,8 @@ def again(fn: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None) -> C
     kept = [_Later.of(arg) for arg in args]
 
     def run() -> Iterator[Any]:
-        value = fn(*[arg.now() if type(arg) is _Later else arg for arg in kept], **(kwargs or {}))
+        now = [arg.now() if type(arg) is _Later else arg for arg in kept]
+        value = fn(*spared(fn, now), **(kwargs or {}))
         if type(value) not in STREAMS:
             raise StreamError(
                 f"{fn!r} returned a stream the first time, and a {type(value).__name__} the second: it must do so each "
