@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,29 @@ def test_rounding_is_close_only_within_the_tolerance_and_never_when_exactness_is
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("-inf"), 1.5 - 2j, complex("inf-nanj")])
 def test_a_number_is_that_of_an_array_without_dimensions(value: complex) -> None:
     assert digest(value) == digest(np.asarray(value))
-    assert compare(digest(value), digest(value * (1 + 1e-14)), 1e-10) != "different"
+    real, imaginary = value.real * (1 + 1e-14), value.imag * (1 + 1e-14)  # a product of complex inf would be NaN
+    rounded = complex(real, imaginary) if isinstance(value, complex) else real
+    assert compare(digest(value), digest(rounded), 1e-10) != "different"
+
+
+NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize(("value", "other"), list(permutations(NOT_FINITE, 2)))
+def test_nan_and_the_infinities_are_three_things(value: float, other: float) -> None:
+    for make in (float, np.float32, lambda x: complex(1, x), lambda x: np.array([x, 1.0]), lambda x: [np.full(3, x)]):
+        assert compare(digest(make(value)), digest(make(other)), 1e-8) == "different"
+        assert compare(digest(make(value)), digest(make(value)), 1e-8) == "equal"
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_what_is_not_finite_is_counted_exactly_and_has_its_place(value: float) -> None:
+    large = np.full(1000, 1e9)  # so large that a tolerance relative to the sum would allow for thousands more
+    one, two, rounded = large.copy(), large.copy(), large * (1 + 1e-14)
+    one[3] = two[3] = two[4] = rounded[3] = value
+    assert compare(digest(one), digest(two), 1e-8) == "different"
+    assert compare(digest(one), digest(rounded), 1e-8) == "close"
+    assert compare(digest(np.array([value, 1.0, 2.0])), digest(np.array([1.0, value, 2.0])), 1e-8) == "different"
 
 
 def test_sets_and_mappings_are_equal_whatever_their_order() -> None:

@@ -13,14 +13,16 @@ import hashlib
 import struct
 import sys
 from collections.abc import Mapping, Set
-from math import isfinite
+from math import inf, isfinite, isnan
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
 
 Leaf = str | list[float]
-"""Text that must be equal, or [scale, number, number, ...] whose numbers may differ by a tolerance times the scale."""
+"""Text that must be equal, or [scale, NaNs, infinities, negative infinities, number, number, ...]: those counts must be
+equal, and the numbers may differ by a tolerance times the scale."""
+_COUNTS = slice(1, 4)
 
 
 class Digest(TypedDict):
@@ -53,7 +55,9 @@ def compare(first: Digest, second: Digest, rtol: float) -> str:
 def _alike(first: Leaf, second: Leaf, rtol: float) -> bool:
     if isinstance(first, str) or isinstance(second, str):
         return first == second
-    tolerance = rtol * max(abs(first[0]), abs(second[0]))
+    if first[_COUNTS] != second[_COUNTS]:
+        return False
+    tolerance = rtol * max(first[0], second[0])
     same = (a == b or abs(a - b) <= tolerance for a, b in zip(first, second, strict=True))
     return all(same)
 
@@ -119,7 +123,9 @@ def _number(value: float | complex, sha: Any, leaves: list[Leaf]) -> None:
     _text(f"{'complex128' if len(parts) == 2 else 'float64'}()", sha, leaves)
     for part in parts:
         sha.update(struct.pack("d", part))
-        leaves.append([abs(part), 0.0, part, part, part, part] if isfinite(part) else [0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+        counts = [float(isnan(part)), float(part == inf), float(part == -inf)]
+        finite = part if isfinite(part) else 0.0
+        leaves.append([abs(finite), *counts, finite, finite, finite, finite])
 
 
 def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
@@ -141,14 +147,16 @@ def _array(array: np.ndarray[Any, Any], sha: Any, leaves: list[Leaf]) -> None:
 
 
 def _numbers(flat: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """[sum of magnitudes, how many are not finite, sum, sum weighted by position, smallest, largest]."""
+    """[sum of magnitudes, the three counts, sum, sum weighted by position, smallest, largest]: the finite ones'."""
     import numpy as np
 
-    finite = flat[np.isfinite(flat)]
+    positions = np.flatnonzero(np.isfinite(flat))
+    finite = flat[positions]
+    counts = [float(np.isnan(flat).sum()), float((flat == np.inf).sum()), float((flat == -np.inf).sum())]
     if not len(finite):
-        return [0.0, float(len(flat)), 0.0, 0.0, 0.0, 0.0]
-    weights = 1 + np.arange(len(finite)) % 997 / 997
+        return [0.0, *counts, 0.0, 0.0, 0.0, 0.0]
+    weights = 1 + positions % 997 / 997
     scale = float(np.abs(finite).sum())
     extremes = [float(finite.min()), float(finite.max())]
     sums = [float(finite.sum()), float((finite * weights).sum())]
-    return [scale, float(len(flat) - len(finite)), *sums, *extremes]
+    return [scale, *counts, *sums, *extremes]
