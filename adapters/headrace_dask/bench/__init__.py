@@ -5,7 +5,7 @@
     cli ─▶ runner (the driver) ──socketpair, JSON lines──▶ child, one process a scheduler
              │   interleaves repeats A B C A B C ...          builds the workload, computes it, digests the result
              │   kills what exceeds its bound
-             ├─▶ memory: PSS of the child's whole process tree, in runs that are not timed
+             ├─▶ memory: of the child's whole process tree, in runs that are not timed
              └─▶ bounds, report, chart
 
 What is timed is what a user waits for: ``dask.compute(collection, scheduler=...)`` with dask's own optimisation in it,

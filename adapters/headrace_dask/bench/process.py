@@ -23,6 +23,8 @@ SAMPLE_S = 0.075
 """How often memory is looked at. A look walks the page tables: about a millisecond for every 400 MB."""
 MARK = "HEADRACE_BENCH_CHILD"
 BOOTSTRAP = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](int(sys.argv[2]))"
+SHARED_MEMORY = ("/memfd:", "/dev/shm/")
+"""How the kernel names files that are memory. The rest of what it counts as such has no file (``Pss_Shmem``)."""
 
 
 class ChildFailed(Exception):
@@ -195,12 +197,42 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def tree_pss_bytes(pid: int) -> int:
-    """Memory of a process and all its descendants; what they share counts once (proportional set size)."""
-    total = 0
+    """Memory of a process and all its descendants; what they share counts once (proportional set size).
+
+    A page of shared memory is in a process' set from when that process first touches it. Where nobody has yet, as with
+    a result that was written and not read, it counts by the file it is in, for whoever has that open.
+    """
+    private = mapped = 0
+    files: dict[tuple[int, int], int] = {}
     for one in (pid, *(process.pid for process in descendants(pid))):
         try:
-            with open(f"/proc/{one}/smaps_rollup", "rb") as file:
-                total += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
-        except (OSError, StopIteration):
+            pss_bytes, shared_bytes = _pss_bytes(one)
+            files.update(_shared_files(one))
+        except (OSError, KeyError):
             continue  # it has ended
-    return total
+        private += pss_bytes - shared_bytes
+        mapped += shared_bytes
+    return private + max(mapped, sum(files.values()))
+
+
+def _pss_bytes(pid: int) -> tuple[int, int]:
+    """(all, what of it is shared memory). Raises OSError or KeyError if the process has ended."""
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        found = {line[0]: int(line[1]) * 1024 for line in map(bytes.split, file) if line[0].startswith(b"Pss")}
+    return found[b"Pss:"], found[b"Pss_Shmem:"]
+
+
+def _shared_files(pid: int) -> dict[tuple[int, int], int]:
+    """Files of shared memory that a process has open, unlinked ones too: (device, inode) → bytes of memory behind it.
+
+    Raises OSError if the process has ended.
+    """
+    found = {}
+    for name in os.listdir(folder := f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(path := f"{folder}/{name}").startswith(SHARED_MEMORY):
+                status = os.stat(path)
+                found[status.st_dev, status.st_ino] = status.st_blocks * 512
+        except OSError:
+            continue  # closed meanwhile
+    return found

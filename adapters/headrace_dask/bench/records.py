@@ -21,7 +21,8 @@ class Cell:
         first_s: the first run of this workload in the scheduler's process.
         seconds: the runs after that; empty if the first was so slow that it was not repeated.
         equality: how its results compare with the reference's: equal, close (within the tolerance), different.
-        peak_bytes: PSS of the whole process tree at its largest, in a run of its own; 0 if not measured.
+        peak_bytes: memory of the whole process tree at its largest, in a run of its own: PSS, and shared memory before
+            it is mapped; 0 if not measured.
     """
 
     status: Status = "ok"

@@ -117,7 +117,7 @@ class Terminal:
         if not measured:
             return
         self.line()
-        self.line("Peak memory of the whole process tree (PSS)")
+        self.line("Peak memory of the whole process tree (PSS, and shared memory before it is mapped)")
         for record in measured:
             peaks = [record.cells[name].peak_bytes for name in self._schedulers]
             cells = "".join((size(peak) if peak else "").rjust(CELL_WIDTH) for peak in peaks)
