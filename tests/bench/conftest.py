@@ -40,6 +40,13 @@ def several():
     import dask
     return [dask.delayed(inc)(1), dask.delayed(inc)(2)]
 
+def pair_of_datasets():
+    import dask.array, xarray
+    return tuple(xarray.Dataset({name: ("x", dask.array.arange(8, chunks=4))}) for name in "ab")
+
+def pair_of_sums():
+    return tuple(dataset.sum() for dataset in pair_of_datasets())
+
 def get_nothing(dsk, keys, **options): return None
 def get_beside_a_pool(dsk, keys, **options):
     import dask

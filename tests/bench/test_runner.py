@@ -38,8 +38,8 @@ def test_every_scheduler_has_a_first_run_and_its_repeats_interleaved(graphs: str
 
 
 def test_collections_and_several_at_once_are_graphs_too(graphs: str) -> None:
-    report = run(graphs, "array", "several")
-    assert [cell.equality for record in report.workloads.values() for cell in record.cells.values()] == ["equal"] * 4
+    report = run(graphs, "array", "several", "pair_of_datasets", "pair_of_sums")
+    assert [cell.equality for record in report.workloads.values() for cell in record.cells.values()] == ["equal"] * 8
     assert report.workloads[f"{graphs}:array"].tasks >= 3
 
 
