@@ -11,6 +11,7 @@ import pytest
 from headrace_dask.bench.process import BoundExceeded, ChildDied, ChildFailed, ChildProcess
 from headrace_dask.bench.records import Report
 from headrace_dask.bench.runner import Listener, Plan, Runner
+from headrace_dask.bench.schedulers import module_of
 from headrace_dask.bench.workloads import own_graph, select
 
 TWO = ("sync", "threads")
@@ -135,6 +136,45 @@ def test_memory_and_starts_are_measured_in_processes_of_their_own() -> None:
     start = report.starts["sync"]
     assert start.error == ""
     assert 0 < start.first_s < start.python_s
+
+
+def run_once(child: ChildProcess, workload: str, *, graph: bool = False) -> None:
+    child.request("load", workload=workload, graph=graph, limit_s=60)
+    child.request("build", limit_s=60)
+    child.request("run", limit_s=60)
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes", "distributed"])
+def test_stock_schedulers_and_their_workers_know_nothing_of_headrace(
+    graphs: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", str(tmp_path))  # distributed's folder there stays
+    with ChildProcess() as child:
+        child.request("start", scheduler=scheduler, module=module_of(scheduler), limit_s=60)
+        child.request("first", limit_s=60)
+        run_once(child, "python400")
+        run_once(child, f"{graphs}:beside_the_suite", graph=True)  # has the digest's and all workloads' modules, too
+        child.close()
+
+
+@pytest.mark.parametrize("lane", ["inline", "processes"])
+def test_headrace_is_where_its_tasks_run_and_would_be_found(graphs: str, lane: str) -> None:
+    with ChildProcess() as child:
+        child.request("start", scheduler=f"headrace:{lane}", module="headrace_dask", limit_s=60)
+        run_once(child, "python400")
+        with pytest.raises(ChildFailed, match=r"AssertionError: here is \['headrace'"):
+            run_once(child, f"{graphs}:beside_the_suite", graph=True)
+        child.close()
+
+
+def test_children_find_what_is_on_the_users_own_path(graphs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("more")
+    folder.mkdir()
+    (folder / "further_graphs.py").write_text("from users_graphs import chain")
+    monkeypatch.setenv("PYTHONPATH", str(folder.absolute()))
+    with ChildProcess() as child:
+        child.request("start", scheduler="sync", module="dask.local", limit_s=60)
+        run_once(child, "further_graphs:chain", graph=True)
 
 
 def test_requests_to_a_child_that_is_gone_say_how_it_ended(graphs: str) -> None:

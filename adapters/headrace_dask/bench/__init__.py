@@ -12,5 +12,6 @@ What is timed is what a user waits for: ``dask.compute(collection, scheduler=...
 or ``get(dsk, keys)`` for a raw graph. Building the collection is not timed. Every repeat builds it anew, so nothing
 that dask caches on a collection favours a later repeat. This package knows stock dask and the public face of Headrace
 only, besides words for machines and for the ends of processes (``observe.conditions``, ``obituary``): if it reached
-into what runs tasks, the comparison would not be one between schedulers.
+into what runs tasks, the comparison would not be one between schedulers. What runs in the children goes by the name
+``headrace_bench`` there (``apart``), so that those of stock schedulers import nothing of Headrace.
 """

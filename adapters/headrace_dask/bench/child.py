@@ -9,8 +9,8 @@
     {"op": "close"}                             → {}                ends the scheduler; the process ends after it
 
 Every reply may instead be ``{"error": text}``. Nothing else is written to the socket; what tasks print goes to the log.
-The driver runs this file by its path, and it imports Headrace only when told to, so that the import of Headrace can be
-timed, and so that stock schedulers start in a process that knows nothing of it.
+The driver runs this as ``headrace_bench.child``, and Headrace is imported only when it is the scheduler: so its import
+can be timed, and stock schedulers and their workers are processes that know nothing of it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace_dask.bench.schedulers import Opened
-    from headrace_dask.bench.workloads import Workload
+    from .schedulers import Opened
+    from .workloads import Workload
 
 
 class Child:
@@ -58,14 +58,14 @@ class Child:
         import_module(module)
         import_s = perf_counter() - began
 
-        from headrace_dask.bench.schedulers import open_scheduler
+        from .schedulers import open_scheduler
 
         began = perf_counter()
         self.opened = open_scheduler(scheduler)
         return {"import_s": import_s, "start_s": perf_counter() - began}
 
     def do_load(self, workload: str, graph: bool = False) -> dict[str, Any]:
-        from headrace_dask.bench.workloads import own_graph, select
+        from .workloads import own_graph, select
 
         self.workload = own_graph(workload) if graph else select([workload])[0]
         if self.workload.prepare is not None:
@@ -79,7 +79,7 @@ class Child:
         return {}
 
     def do_run(self) -> dict[str, Any]:
-        from headrace_dask.bench.digest import digest
+        from .digest import digest
 
         assert self.workload is not None
         began = perf_counter()
@@ -90,7 +90,7 @@ class Child:
         return {"seconds": seconds, "digest": digest(result, exact=self.workload.rtol == 0)}
 
     def do_optimise(self) -> dict[str, Any]:
-        from headrace_dask.bench.workloads import RawGraph
+        from .workloads import RawGraph
 
         if isinstance(self.built, RawGraph):
             return {"seconds": 0.0, "tasks": len(self.built.dsk)}
@@ -111,7 +111,7 @@ class Child:
         return {"seconds": seen[0][0] - began, "tasks": seen[0][1]} if seen else {"seconds": 0.0, "tasks": 0}
 
     def do_first(self) -> dict[str, Any]:
-        from headrace_dask.bench.tasks import small_graph
+        from .tasks import small_graph
 
         assert self.opened is not None
         dsk, keys, expected = small_graph()
@@ -128,7 +128,7 @@ class Child:
         return {}
 
     def _compute(self) -> Any:
-        from headrace_dask.bench.workloads import RawGraph
+        from .workloads import RawGraph
 
         assert self.opened is not None
         if isinstance(self.built, RawGraph):

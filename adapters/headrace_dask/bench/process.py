@@ -22,7 +22,9 @@ from headrace.obituary import describe_exit
 SAMPLE_S = 0.075
 """How often memory is looked at. A look walks the page tables: about a millisecond for every 400 MB."""
 MARK = "HEADRACE_BENCH_CHILD"
-BOOTSTRAP = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](int(sys.argv[2]))"
+BOOTSTRAP = "import sys; from headrace_bench.child import main; main(int(sys.argv[1]))"
+APART = Path(__file__).with_name("apart")
+"""On the path of children and of what they start; see the package in it."""
 SHARED_MEMORY = ("/memfd:", "/dev/shm/")
 """How the kernel names files that are memory. The rest of what it counts as such has no file (``Pss_Shmem``)."""
 
@@ -48,9 +50,9 @@ class ChildProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, str(Path(__file__).with_name("child.py")), str(theirs.fileno())],
+                [sys.executable, "-c", BOOTSTRAP, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **dict([self._mark.split("=")])},
+                env={**os.environ, **dict([self._mark.split("=")]), "PYTHONPATH": _path_of_children()},
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -138,6 +140,10 @@ class ChildProcess:
         kill_family(self._process, self._mark)
         self._link.close()
         self._log.close()
+
+
+def _path_of_children() -> str:
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(APART)]))
 
 
 def descendants(pid: int) -> list[psutil.Process]:

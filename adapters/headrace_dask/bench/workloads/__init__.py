@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from headrace_dask.bench.workloads.base import RawGraph, Workload
+from .base import RawGraph, Workload
 
 MODULES = ("graphs", "collections", "science", "tables", "learning", "flights")
 PEERS = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace_dask.bench.workloads.base import Workload
+from .base import Workload
 
 
 def matmul() -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headrace_dask.bench.workloads.base import Workload
+from .base import Workload
 
 LATE_MINUTES = 15
 FLIGHT_COLUMNS = {

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace_dask.bench.tasks import add, inc, spin
-from headrace_dask.bench.workloads.base import RawGraph, Workload
+from ..tasks import add, inc, spin  # noqa: TID252  see headrace_bench
+from .base import RawGraph, Workload
 
 
 def make_array(fill: int) -> NDArray[np.float64]:

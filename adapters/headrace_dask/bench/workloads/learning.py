@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace_dask.bench.workloads.base import Workload
+from .base import Workload
 
 FOLDS = 3
 Data = tuple[NDArray[np.float64], NDArray[np.int64]]

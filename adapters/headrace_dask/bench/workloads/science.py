@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace_dask.bench.workloads.base import Workload
+from .base import Workload
 
 
 def make_weather(block_info: Any = None) -> NDArray[np.float32]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headrace_dask.bench.workloads.base import Workload
-from headrace_dask.bench.workloads.collections import sort_index
+from .base import Workload
+from .collections import sort_index
 
 CUSTOMERS, PRODUCTS, ORDERS = 20_000, 1_000, 50_000
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
