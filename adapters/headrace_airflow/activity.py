@@ -240,6 +240,8 @@ class Task(StockTask, _Forked):
 
     def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
         self._readers["requests"].is_between = True
+        if type(msg).__name__ == "ResendLoggingFD":  # another program goes on as the task, and gets a channel more
+            self._quiet_s = float("inf")
         if isinstance(msg, SetRenderedFields):
             self._rendered = msg
             self._rendered_due = time.monotonic() + _RENDERED_AFTER_S
@@ -259,7 +261,7 @@ class Task(StockTask, _Forked):
             max_wait_time = min(max_wait_time, self._rendered_due - time.monotonic())
             if self._terminal_state or max_wait_time <= 0:
                 self._store_rendered()
-        elif not self._last_heartbeat_attempt:
+        elif not self._last_heartbeat_attempt and not self._terminal_state:
             max_wait_time = 0.0
         elif (left_s := self.selector.quiet_since + self._quiet_s - time.monotonic()) > 0:
             max_wait_time = min(max_wait_time, left_s)
@@ -364,6 +366,8 @@ def run(workload: Any, server: str, zygote: Channel, daemon: Channel, resumed: R
 
     if kind == "ExecuteCallback":
         _take_callback(workload)
+    else:  # it gets a process of stock's own, of which nothing is said
+        daemon.send({"t": "started", "pid": 0})
     BaseExecutor.run_workload(workload, server=server)
     return {"ok": True}
 

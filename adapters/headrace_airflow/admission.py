@@ -4,7 +4,8 @@ Rules
 - Events in (past tense), commands out (imperative). No clock, no file, no process: times come with the events.
 - A task starts at most once. Nothing is ever retried here: what became of a task is reported, Airflow decides.
 - Order: priority, then arrival. The first that does not fit holds back those behind it, so that large tasks get their
-  turn; one that waits for its zygote holds back nobody.
+  turn; but one that waits for declared memory only those that declare some too, and one that waits for its zygote
+  nobody.
 - A task that declares cpus or memory has them as long as it runs. One that does not counts as one cpu until it has been
   measured, then as what it uses: a hundred tasks that sleep may run beside each other.
 - With nothing running, the first always fits: a task larger than the node runs alone.
@@ -41,6 +42,11 @@ FileKey: TypeAlias = tuple[str, str, str]
 
 BARE = 0
 """The number of the zygote that holds no DAG file; the daemon sees to it that there is one (zygotes.py)."""
+
+_FULL_AFTER_S = 5.0
+"""A node is full when the first task that it holds back has waited so long."""
+
+_DECLARED_MEMORY = "memory that other tasks have declared"
 
 _MOST_DEATHS = 3
 """When so many zygotes of a file have ended by themselves, and no task of theirs has succeeded, it cannot be held."""
@@ -271,6 +277,8 @@ class Admission:
     zygotes: dict[FileKey, Zygote] = field(default_factory=dict)
     plenty: bool = True
     drained: bool = False
+    full: bool = False
+    """Whether what comes now would wait: better that it does so in the scheduler, which goes by priorities anew."""
     ahead: Speculation = field(default_factory=Speculation)
     _deaths: dict[FileKey, int] = field(default_factory=dict)
     """How many zygotes of a file have ended by themselves, since a task of one succeeded or the file changed."""
@@ -406,16 +414,24 @@ class Admission:
                 self._forget(zygote.number, commands)
 
     def _start_what_fits(self, now: float, commands: list[Command]) -> None:
+        self.full = self.drained
         if self.drained:
             return
         waiting = sorted((task for task in self.tasks.values() if not task.running), key=lambda task: task.order)
+        memory_is_awaited = False
         for task in waiting:
+            if memory_is_awaited and task.memory_bytes:
+                continue
             number = self._zygote_for(task, now, commands)
             if number is None:
                 continue
             task.patient = now - task.since < self.limits.longest_wait_s
-            if self._lacks(task):
-                return
+            if lacking := self._lacks(task):
+                if lacking != _DECLARED_MEMORY:
+                    self.full = now - task.since >= _FULL_AFTER_S
+                    return
+                memory_is_awaited = True
+                continue
             task.running = True
             task.zygote = number
             commands.append(StartTask(task.key, number, self._take_ahead(task, commands)))
@@ -478,5 +494,5 @@ class Admission:
         if task.patient and sum(other.cpus for other in others) + task.cpus > self.limits.cpus:
             return "cpus"
         if sum(other.memory_bytes for other in others) + task.memory_bytes > self.limits.memory_bytes:
-            return "memory that other tasks have declared"
+            return _DECLARED_MEMORY
         return ""

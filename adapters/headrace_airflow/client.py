@@ -23,7 +23,7 @@ from headrace_airflow.wire import Channel, Message
 
 _BOOTSTRAP: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from headrace_airflow.daemon import main; main(*sys.argv[2:6])"
+    "from headrace_airflow.daemon import main; main(sys.argv[2])"
 )
 LAUNCH_AGAIN_S: Final = 2.0
 """A daemon that has been launched, and has not taken its folder's lock after so long, is launched again."""
@@ -34,6 +34,7 @@ _HIDDEN: Final = (
     "AIRFLOW__API_AUTH__JWT_SECRET",
     "AIRFLOW__API__SECRET_KEY",
     "AIRFLOW__CORE__SQL_ALCHEMY_CONN",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC",
     "_AIRFLOW_PROCESS_CONTEXT",  # the scheduler's "server" would have supervisors look for Connections in the database
 )
 """What neither the daemon nor tasks need, with their ``_CMD`` and ``_SECRET`` forms: with the first of them a task
@@ -145,17 +146,17 @@ def launch(place: Path, setup: Setup, log_file: Path) -> None:
         log_file.replace(log_file.with_suffix(".log.1"))
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", _BOOTSTRAP, json.dumps(_path()), os.fspath(place)),
-                *(json.dumps(dataclasses.asdict(setup.settings)), setup.store, setup.fingerprint),
-            ],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-c", _BOOTSTRAP, json.dumps(_path()), os.fspath(place)],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=environment(setup.environ),
             start_new_session=True,
         )
-    process.wait()  # it has forked away
+    given = {
+        "settings": dataclasses.asdict(setup.settings), "store": setup.store, "fingerprint": setup.fingerprint,
+    }  # fmt: skip
+    process.communicate(json.dumps(given).encode())  # until it has forked away
 
 
 def _path() -> list[str]:

@@ -7,6 +7,7 @@ daemon is outdated; one that says nothing would start the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from headrace_airflow.wire import Channel, Message
@@ -26,6 +27,9 @@ class Clients:
         self._fingerprint = fingerprint
         self._fingerprints: dict[Channel, str | None] = {}
         """Of what each scheduler would start a daemon with; ``None``: it is no scheduler, or has not said so yet."""
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(list(self._fingerprints))
 
     def came(self, client: Channel) -> None:
         """Somebody has connected."""

@@ -10,8 +10,8 @@ packages than it was started with: they start another one, and send that what ha
 with it, however it ends (processes.py). Where HeadraceXCom is in use it also hosts the node's store
 (hosted_store.py), which finishes its durable copies first.
 
-From clients: hello, submit, revoke, adopt, look, drain, evict, status, stop. To schedulers: started, reported, ended,
-outdated; how workloads ended is kept for a scheduler that comes after one that did not hear it.
+From clients: hello, submit, renew, revoke, adopt, look, drain, evict, status, stop. To schedulers: started, reported,
+ended, outdated, room; how workloads ended is kept for a scheduler that comes after one that did not hear it.
 
 A supervisor runs one workload after another, as the workers of stock's LocalExecutor do, and ends when it is idle.
 """
@@ -89,6 +89,8 @@ class Daemon:
         self._needed_at = time.monotonic()
         self._started = time.time()
         self._stopping = False
+        self._room: Message = {"t": "room", "full": False, "drained": False}
+        """What schedulers know of the node."""
         self._listener = self._listen()
         self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
         self._supervisors = Supervisors(self._forks, self._loop, self._hear_supervisor, self._lose_supervisor)
@@ -117,6 +119,9 @@ class Daemon:
         """Ends everything that it has started but the store, and waits for it."""
         places.socket_path(self._place).unlink(missing_ok=True)
         self._listener.close()
+        for client in self._clients:  # they see at once that it is gone: the store may take a while
+            client.drain(1.0)
+            self._loop.forget(client)
         for task in self._tasks.values():
             if task.pid:
                 processes.kill_group(task.pid)
@@ -195,6 +200,9 @@ class Daemon:
                 self._welcome(client, message)
             case "submit":
                 self._submit(client, message)
+            case "renew":
+                if task := self._tasks.get(message["id"]):
+                    task.message["workload"]["token"] = message["token"]
             case "revoke":
                 self._handle(admission.TaskRevoked(message["id"]))
             case "adopt":
@@ -220,13 +228,15 @@ class Daemon:
         self._clients.said_hello(client, message)
         ends = self._make_way()
         client.send({"t": "welcome", "ends": ends})
+        if self._clients.is_scheduler(client) and self._room["full"]:
+            client.send(self._room)
         if self._clients.is_scheduler(client) and self._clients.find_daemon_outdated:
             client.send({"t": "outdated"})
 
     def _submit(self, client: Channel, message: Message) -> None:
         key = message["id"]
         if key in self._tasks:
-            self._tasks[key].owner = client
+            self._give(key, client)
             return
         self._tasks[key] = _Task(message, client)
         file = tuple(message["file"]) if message.get("file") else None
@@ -234,17 +244,28 @@ class Daemon:
         self._handle(admission.TaskSubmitted(key, file, *numbers, _instance(message)))
 
     def _adopt(self, client: Channel, ids: list[str]) -> Message:
-        """Makes a scheduler the owner of what it asks for; returns what is known, and where the logs of that are."""
-        known, log_paths = [], {}
+        """Makes a scheduler the owner of what it asks for; returns what is known, where the logs of that are, and what
+        of it has not started.
+        """
+        known, log_paths, waiting = [], {}, []
         for key in ids:
             if task := self._tasks.get(key):
-                task.owner = client
+                self._give(key, client)
                 known.append(key)
                 log_paths[key] = task.log_path
+                if task.state == "waiting":
+                    waiting.append(task.message)
             elif end := self._ends.get(key):
                 client.send(end)
                 known.append(key)
-        return {"ids": known, "log_paths": log_paths}
+        return {"ids": known, "log_paths": log_paths, "waiting": waiting}
+
+    def _give(self, key: str, client: Channel) -> None:
+        """Makes a scheduler the owner of a task; the one that was it so far shall not wait for its end."""
+        task = self._tasks[key]
+        former, task.owner = task.owner, client
+        if former is not None and former is not client:
+            former.send({"t": "ended", "id": key, "ok": False, "dropped": True})
 
     def _evict(self) -> int:
         """Has every parsed DAG file be parsed again."""
@@ -299,6 +320,12 @@ class Daemon:
             for command in self._machine.handle(pending.pop(0), time.monotonic()):
                 if answer := self._perform(command):
                     pending.append(answer)
+        room = {"t": "room", "full": self._machine.full, "drained": self._machine.drained}
+        if room != self._room:
+            self._room = room
+            for client in self._clients:
+                if self._clients.is_scheduler(client):
+                    client.send(room)
 
     def _perform(self, command: admission.Command) -> admission.Event | None:
         match command:
@@ -456,15 +483,18 @@ def _log(text: str) -> None:
     sys.stderr.flush()
 
 
-def main(place: str, settings: str, store: str, fingerprint: str) -> NoReturn:
+def main(place: str) -> NoReturn:
     """A daemon's whole life: takes the folder's lock, or leaves it to the daemon that has it.
+
+    Its standard input has, as JSON: ``settings``, the fields of ``Settings``; ``store``, those of ``StoreSettings``
+    (empty: there shall be no store); ``fingerprint``, of what it was started with (see ``client.Setup``). Not in its
+    command line, which everybody may read: the store's may have credentials.
 
     Args:
         place: its folder.
-        settings: the fields of ``Settings``, as JSON.
-        store: those of ``StoreSettings``; empty: there shall be no store.
-        fingerprint: of what it was started with; see ``client.Setup``.
     """
+    given = json.load(sys.stdin)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -473,7 +503,7 @@ def main(place: str, settings: str, store: str, fingerprint: str) -> NoReturn:
     processes.hide_memory()
     processes.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    daemon = Daemon(Path(place), Settings(**json.loads(settings)), store, fingerprint)
+    daemon = Daemon(Path(place), Settings(**given["settings"]), given["store"], given["fingerprint"])
     signal.signal(signal.SIGTERM, daemon.stop)
     try:
         daemon.run()

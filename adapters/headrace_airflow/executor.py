@@ -22,6 +22,7 @@ import os
 import select
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -48,8 +49,8 @@ _GATHER_S = 0.25
 """While tasks wait in the daemon, successors need not hurry: ends of tasks are gathered for so long, to save loops."""
 _GATHER_LOOPS = 2.0
 """... and for so many times the time that a loop takes, so that a slow loop leaves the machine to the tasks."""
-_CONGESTED_S = 5.0
-"""A daemon that has not started a task after so long is busy with others."""
+_RENEW_SHARE = 0.4
+"""Of the time that a token is good for; then it is replaced."""
 _LONGEST_REST_S = 1.0
 """The scheduler's loop goes on after so long, even where its idle sleep is longer."""
 _DRAIN_TURN_S = 30.0
@@ -91,7 +92,11 @@ class HeadraceExecutor(BaseExecutor):
         self._active: dict[Any, str] = {}
         """Key → its latest submission."""
         self._unstarted: dict[str, _Sent] = {}
-        """Submissions that the daemon has not started yet, oldest first: another daemon may have to do it."""
+        """Submissions that the daemon has not started yet: another daemon may have to do it."""
+        self._node_is_full = self._node_is_drained = False
+        """Whether what the daemon has waits for room; whether it starts nothing."""
+        self._given_up: Counter[Any] = Counter()
+        """How often a task that had not started was taken back, by its key."""
         self._ends = Ends()
         self._submitted = False
         self._synced_at = time.monotonic()
@@ -99,6 +104,11 @@ class HeadraceExecutor(BaseExecutor):
         self._launched_at = float("-inf")
         self._wake_key = internals.wake_key()
         self._idle_sleep_s = conf.getfloat("scheduler", "scheduler_idle_sleep_time", fallback=1.0)
+        self._most_requeues = conf.getint("scheduler", "num_stuck_in_queued_retries", fallback=2)
+        self._renew_s = _RENEW_SHARE * min(
+            conf.getfloat("scheduler", "task_queued_timeout", fallback=600.0),
+            conf.getfloat("execution_api", "jwt_expiration_time", fallback=600.0),
+        )
         self._runs = Newcomers(internals.newest_queued_run)
         self._waits_for_runs = False
         self._draining = False
@@ -134,6 +144,7 @@ class HeadraceExecutor(BaseExecutor):
         self._daemon = client.connect_or_launch(self.place, self._setup, self.log_file, "scheduler")
         self.log.info("Connected to the Headrace daemon in %s", self.place)
         self._waits_for_runs = internals.may_sleep_for_scheduler()
+        self._idle_sleep_s /= internals.number_of_executors()  # each of them waits in its turn
         if _store():
             self._collector = Collector(xcom.settings().collect_s, self.log_file)
 
@@ -144,11 +155,16 @@ class HeadraceExecutor(BaseExecutor):
             return
         self._draining = True
         self.log.info("Waiting for %d running workloads; signal again not to wait", len(self._keys))
-        while self._keys and self._daemon is not None:
+        while self._has_something_to_wait_for():
             self._wait(_DRAIN_TURN_S)
             self._take_events()
         self._tell(*self._ends.due(at_once=True))
         self._disconnect()
+
+    def _has_something_to_wait_for(self) -> bool:
+        """Whether anything runs, or will; what waits in a drained node is there for the scheduler that comes next."""
+        waiting = self._unstarted.keys() if self._node_is_drained else set()
+        return self._daemon is not None and not self._keys.keys() <= waiting
 
     def terminate(self) -> None:
         """Leaves what runs to itself: a scheduler that comes later adopts it."""
@@ -161,6 +177,7 @@ class HeadraceExecutor(BaseExecutor):
             self._daemon.drain(1.0)
             self._daemon.close()
             self._daemon = None
+            self._node_is_full = self._node_is_drained = False  # the next one says so
 
     # --- submitting ---
 
@@ -212,6 +229,7 @@ class HeadraceExecutor(BaseExecutor):
         now = time.monotonic()
         loop_s = now - self._synced_at
         self._reconnect()
+        self._renew_tokens()
         self._look_for_lost_tasks()
         woken = self._take_events()
         if self._may_wait():
@@ -275,12 +293,15 @@ class HeadraceExecutor(BaseExecutor):
                 "The Headrace daemon was started with another environment, other settings or other packages, and runs "
                 "tasks: those that come now run with these, too, until it has nothing to do"
             )
+        elif message["t"] == "room":
+            self._node_is_full, self._node_is_drained = message["full"], message["drained"]
         key = self._keys.get(message.get("id", ""))
         if key is None:
             return False
         match message["t"]:
             case "started":
                 self._unstarted.pop(message["id"], None)
+                self._given_up.pop(key, None)
                 if (state := _running_state(key)) is not None:
                     self.running_state(key, state)
             case "reported":
@@ -337,7 +358,10 @@ class HeadraceExecutor(BaseExecutor):
                 self._daemon.send(sent.message)
         elif time.monotonic() - self._launched_at > client.LAUNCH_AGAIN_S and not client.running(self.place):
             self._launched_at = time.monotonic()
-            client.launch(self.place, self._setup, self.log_file)
+            try:
+                client.launch(self.place, self._setup, self.log_file)
+            except OSError as error:  # no process, memory or descriptor for it: the next time, perhaps
+                self.log.error("The Headrace daemon could not be started: %s", error)
 
     @property
     def slots_available(self) -> int:
@@ -346,11 +370,19 @@ class HeadraceExecutor(BaseExecutor):
         What cannot start soon is better off unqueued: there the scheduler goes by priorities, and no token runs out.
         """
         available: int = super().slots_available
-        return available if self._daemon is not None and not self._is_congested() else 0
+        return available if self._daemon is not None and not self._node_is_full else 0
 
-    def _is_congested(self) -> bool:
-        oldest = next(iter(self._unstarted.values()), None)
-        return oldest is not None and time.monotonic() - oldest.sent_at >= _CONGESTED_S
+    def _renew_tokens(self) -> None:
+        """What waits for room gets a new token before its own runs out."""
+        now = time.monotonic()
+        for submission, sent in list(self._unstarted.items()):
+            workload = sent.message["workload"]
+            if now - sent.sent_at >= self._renew_s and workload.get("ti"):
+                token = internals.token(workload["ti"]["id"], self.jwt_generator)
+                workload["token"] = token
+                self._unstarted[submission] = _Sent(sent.message, now)
+                if self._daemon is not None:
+                    self._daemon.send({"t": "renew", "id": submission, "token": token})
 
     # --- what the scheduler asks for ---
 
@@ -392,9 +424,14 @@ class HeadraceExecutor(BaseExecutor):
         while self._daemon is not None and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
             messages = [message for message, _ in self._daemon.receive()]
-            answer = next((m for m in messages if m["t"] == "adopted"), None)
-            for message in messages:
-                self._take(message)
+            answer: Message | None = None
+            for message in messages:  # in their order: what has not started may do so at once
+                if message["t"] == "adopted":
+                    answer = message
+                    old = float("-inf")  # so may be their tokens
+                    self._unstarted |= {waiting["id"]: _Sent(waiting, old) for waiting in message["waiting"]}
+                else:
+                    self._take(message)
             if answer is not None:
                 return answer
             if self._daemon.closed:
@@ -402,8 +439,17 @@ class HeadraceExecutor(BaseExecutor):
         return {}
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
-        """Drops a task from the queue, or kills it; the database is the caller's."""
+        """Drops a task from the queue, or kills it; the database is the caller's.
+
+        Raises:
+            NotImplementedError: it waits for room, and would be failed for that by the scheduler, which takes back what
+                was queued for long a few times only; so it leaves the task alone.
+        """
         key: TaskInstanceKey = ti.key
+        if self._active.get(key) in self._unstarted and self._daemon is not None:
+            if self._given_up[key] >= self._most_requeues:
+                raise NotImplementedError(f"{key} waits for room in the Headrace daemon")
+            self._given_up[key] += 1
         self.queued_tasks.pop(key, None)
         self.event_buffer.pop(key, None)
         self.running.discard(key)
@@ -418,7 +464,11 @@ class HeadraceExecutor(BaseExecutor):
 
     def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
         """What a running task has written so far."""
-        if (daemon := client.connect(self.place, "reader", timeout_s=1.0)) is None:
+        try:
+            daemon = client.connect(self.place, "reader", timeout_s=1.0)
+        except (ConfigError, PermissionError) as error:  # the folder is another user's
+            return [f"Headrace's daemon cannot be asked: {error}"], []
+        if daemon is None:
             return [], []
         status = client.ask(daemon, {"t": "status"}, timeout_s=1.0) or {"tasks": []}
         daemon.close()

@@ -4,8 +4,8 @@
     supervisor  run_workload
     pulse       heartbeats
     zygote      forbid_database, hold_parsed, held_dag, reseed, run_task, run_ahead
-    scheduler   has_module, connect_anew, wake_key, may_sleep_for_scheduler, newest_queued_run, assigns_ids, is_task,
-                state_class, no_longer_running
+    scheduler   has_module, connect_anew, wake_key, may_sleep_for_scheduler, number_of_executors, newest_queued_run,
+                assigns_ids, token, is_task, state_class, no_longer_running
 
 ``activity`` has what supervisors need to be stock's, and ``task_logging`` what writes logs; ``generators``, ``ahead``,
 ``absent`` and ``rendering`` replace a few things of Airflow's in a task.
@@ -426,9 +426,21 @@ def may_sleep_for_scheduler() -> bool:
     Not beside others, which may have something to do meanwhile; nor where idle loops are counted, because a loop that
     was woken is none (``airflow scheduler --only-idle``).
     """
+    return number_of_executors() == 1 and "--only-idle" not in sys.argv
+
+
+def number_of_executors() -> int:
+    """How many executors the scheduler asks in turn, each team's counted."""
     from airflow.executors.executor_loader import ExecutorLoader
 
-    return len(ExecutorLoader.get_executor_names()) == 1 and "--only-idle" not in sys.argv
+    return len(ExecutorLoader.get_executor_names())
+
+
+def token(task: str, generator: Any) -> str:
+    """What a task that waits to be started shows to the API server when it does, by its task instance's id."""
+    from airflow.executors.workloads import ExecuteTask
+
+    return str(ExecuteTask.generate_token(task, generator))
 
 
 def newest_queued_run() -> datetime | None:

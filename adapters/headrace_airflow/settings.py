@@ -24,6 +24,8 @@ class Settings:
         patience_s: a task that has waited so long for its DAG file to be parsed once for all parses it for itself.
         longest_wait_s: how long a task waits for others to leave it a cpu; after that it starts beside them.
         zygote_idle_s: a parsed DAG file unused for this long is let go.
+        zygote_age_s: a parsed DAG file is held until the clock shows the next multiple of this, and parsed anew then:
+            that long may what it takes from the clock be out of date. 0: as long as it is used.
         zygotes: how many parsed DAG files are held.
         linger_s: the daemon ends when it has had neither a scheduler nor a task for this long.
         close_gap: whether the scheduler is woken when a task ends or a run is asked for, instead of at the end of its
@@ -41,6 +43,7 @@ class Settings:
     patience_s: float = 10.0
     longest_wait_s: float = 60.0
     zygote_idle_s: float = 300.0
+    zygote_age_s: float = 300.0
     zygotes: int = 16
     linger_s: float = 60.0
     close_gap: bool = True
@@ -57,7 +60,7 @@ class Settings:
         for option in ("cpus", "memory", "tasks", "zygotes"):
             if not (value := getattr(self, NAMES[option])) > 0:
                 raise ConfigError(f"[headrace] {option} must be more than 0, not {value!r}")
-        for option in ("patience", "longest_wait", "zygote_idle", "linger"):
+        for option in ("patience", "longest_wait", "zygote_idle", "zygote_age", "linger"):
             if not (value := getattr(self, NAMES[option])) >= 0:
                 raise ConfigError(f"[headrace] {option} must not be negative, not {value!r}")
         if self.at_end not in ("drain", "detach"):
@@ -71,6 +74,7 @@ NAMES: Final = {
     "patience": "patience_s",
     "longest_wait": "longest_wait_s",
     "zygote_idle": "zygote_idle_s",
+    "zygote_age": "zygote_age_s",
     "zygotes": "zygotes",
     "linger": "linger_s",
     "close_gap": "close_gap",

@@ -31,7 +31,7 @@ import selectors
 import signal
 import socket
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -74,6 +74,7 @@ class Zygote:
 
     def __init__(self, daemon: Channel, sources: Sources, preload: bool, on_child_end: Any) -> None:
         self._pid = os.getpid()
+        self._descriptors = processes.take_all_descriptors()
         self._on_child_end = on_child_end
         self._daemon = daemon
         self._sources = sources
@@ -146,12 +147,13 @@ class Zygote:
 
     def _fork(self, supervisor: Channel, message: Message, fds: list[int]) -> None:
         serving = self._serving[supervisor]
-        asks, theirs = wire.pair()
+        ends: Sequence[Channel | socket.socket] = ()
         try:
+            asks, theirs = ends = wire.pair()
             pid = os.fork()
-        except OSError as error:  # no more processes are allowed: those that run go on
-            asks.close()
-            theirs.close()
+        except OSError as error:  # no more processes, or descriptors, are allowed: those that run go on
+            for end in ends:
+                end.close()
             self._discard(serving["ahead"])
             supervisor.send({"t": "refused", "why": str(error)})
             return
@@ -298,6 +300,7 @@ class Zygote:
         for pid_fd in self._children:
             os.close(pid_fd)
         self._selector.close()
+        processes.limit_descriptors(self._descriptors)
         if self._on_child_end is not None:
             signal.signal(signal.SIGCHLD, self._on_child_end)
         self._followers.leave(kept)

@@ -7,6 +7,10 @@
 A zygote that cannot hold its file ends, but is remembered: until the file changes its tasks parse for themselves. One
 that has turned out so later, by an import for its tasks (preload.py), only gets no further task.
 
+What a file makes of the clock, or of chance, when it is parsed (``date.today()``, ``uuid4()``) would be held as well.
+So no parse is kept beyond the clock's next multiple of ``zygote_age``: that is when runs begin for which it is another
+day, hour or minute.
+
 The bare one is replaced whenever it ends, unless several in a row have ended before a task had started from one: then
 there is none for a while, and tasks that need it fail.
 """
@@ -34,6 +38,8 @@ _REST_S: Final = 60.0
 class _Zygote:
     child: Child
     file: admission.FileKey | None
+    began: float = field(default_factory=time.time)
+    """When its parse began, by the clock."""
     parsed: bool = False
     sources: sources.Sources = field(default_factory=list)
     unfit: str = ""
@@ -62,6 +68,7 @@ class Zygotes:
         self._loop = loop
         self._handle = handle
         self._log = log
+        self._age_s = settings.zygote_age_s
         self._orders = {"share_pages": settings.share_pages, "preload": settings.preload}
         self._known: dict[int, _Zygote] = {}
         self._bare_deaths = 0
@@ -112,11 +119,15 @@ class Zygotes:
         return [number for number in self._known if number != BARE]
 
     def is_stale(self, number: int) -> bool:
-        """Whether what a zygote was made from has changed since; not while it is being made."""
+        """Whether what a zygote was made from has changed since, the time included; not while it is being made."""
         zygote = self._known.get(number)
         if zygote is None or not (zygote.parsed or zygote.unfit):
             return False
-        return sources.changed(zygote.sources) is not None
+        return self._is_of_before(zygote) or sources.changed(zygote.sources) is not None
+
+    def _is_of_before(self, zygote: _Zygote) -> bool:
+        """Whether another period of the clock has begun; that is nothing to what holds no parse."""
+        return self._age_s > 0 and not zygote.unfit and time.time() // self._age_s != zygote.began // self._age_s
 
     def describe(self) -> list[Message]:
         """For people."""

@@ -81,7 +81,7 @@ def client(settings: StoreSettings) -> Iterator[StoreClient]:
 
 @pytest.fixture
 def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Node]]:
-    """``make_node(rest_s=…, idle_s=…)``: a node without Airflow that ends with the test."""
+    """``make_node(rest_s=…, idle_s=…, **settings)``: a node without Airflow that ends with the test."""
     import without_airflow
 
     from headrace_airflow import client
@@ -89,8 +89,8 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     monkeypatch.setattr(client, "_BOOTSTRAP", without_airflow.BOOTSTRAP.format("become_daemon"))
     with ExitStack() as stack:
 
-        def make(rest_s: float = 3600.0, idle_s: float = 10.0) -> Node:
-            node = without_airflow.Node(tmp_path, rest_s, idle_s)
+        def make(rest_s: float = 3600.0, idle_s: float = 10.0, **settings: Any) -> Node:
+            node = without_airflow.Node(tmp_path, rest_s, idle_s, **settings)
             stack.callback(node.end)
             return node
 

@@ -9,8 +9,8 @@ import argparse
 import inspect
 import json
 import tempfile
-import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,16 @@ LATER = {"pre_assigns_external_executor_id", "supports_connection_test"}
 def executor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HeadraceExecutor:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where it looks for a daemon
     return HeadraceExecutor(parallelism=4)
+
+
+@pytest.fixture
+def daemon(executor: HeadraceExecutor) -> Iterator[wire.Channel]:
+    """The other end of the executor's connection to its daemon."""
+    executor._daemon, theirs = wire.pair()
+    channel = wire.Channel(theirs)
+    yield channel
+    executor.terminate()
+    channel.close()
 
 
 def key_of(task_id: str, dag_id: str = "dag") -> TaskInstanceKey:
@@ -210,22 +220,55 @@ class TestQueue:
         assert (executor.slots_occupied, executor.slots_available) == (1, 0)
 
     def test_has_no_room_while_what_the_daemon_has_waits(
-        self, executor: HeadraceExecutor, monkeypatch: pytest.MonkeyPatch
+        self, executor: HeadraceExecutor, daemon: wire.Channel
     ) -> None:
-        executor._daemon, theirs = wire.pair()
-        daemon = wire.Channel(theirs)
         queue(executor, workload_of("task"))
         executor.trigger_tasks(open_slots=4)
         assert executor.slots_available == 3
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + 60)
-        assert executor.slots_available == 0
-        ((message, _),) = daemon.receive()
+        for full, slots in ((True, 0), (False, 3)):
+            daemon.send({"t": "room", "full": full, "drained": False})
+            executor._take_events()
+            assert executor.slots_available == slots
+
+    def test_a_task_that_waits_for_room_is_requeued_as_often_as_that_does_not_fail_it(
+        self, executor: HeadraceExecutor, daemon: wire.Channel
+    ) -> None:
+        task = SimpleNamespace(key=key_of("task"))
+        for _ in range(2):
+            queue(executor, workload_of("task"))
+            executor.trigger_tasks(open_slots=4)
+            executor.revoke_task(ti=task)
+        queue(executor, workload_of("task"))
+        executor.trigger_tasks(open_slots=4)
+        with pytest.raises(NotImplementedError, match="waits for room"):
+            executor.revoke_task(ti=task)
+        *_, (message, _) = daemon.receive()
+        assert message["t"] == "submit"
         daemon.send({"t": "started", "id": message["id"], "pid": 1})
         executor._take_events()
-        assert executor.slots_available == 3
-        executor.terminate()
-        daemon.close()
+        executor.revoke_task(ti=task)
+        assert not executor.running
+
+    def test_the_token_of_a_task_that_waits_for_room_is_renewed(
+        self, executor: HeadraceExecutor, daemon: wire.Channel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(executor, "jwt_generator", SimpleNamespace(generate=lambda *_, **__: "new"), raising=False)
+        queue(executor, workload_of("waits"))
+        executor.trigger_tasks(open_slots=4)
+        executor._renew_tokens()
+        ((submitted, _),) = daemon.receive()
+        executor._renew_s = 0.0
+        executor._renew_tokens()
+        assert daemon.receive() == [({"t": "renew", "id": submitted["id"], "token": "new"}, [])]
+
+    def test_the_end_does_not_wait_for_what_a_drained_node_will_not_start(
+        self, executor: HeadraceExecutor, daemon: wire.Channel
+    ) -> None:
+        queue(executor, workload_of("waits"))
+        executor.trigger_tasks(open_slots=4)
+        daemon.send({"t": "room", "full": True, "drained": True})
+        executor._take_events()
+        executor.end()
 
     def test_revokes_a_task_wherever_it_is_and_says_nothing(self, executor: HeadraceExecutor) -> None:
         queue(executor, workload_of("runs", 2), workload_of("waits"))

@@ -159,6 +159,39 @@ def test_who_has_waited_long_no_longer_waits_for_cpus_but_for_memory() -> None:
     assert made.handle(Ticked(), 500.0) == []
 
 
+def test_who_waits_for_memory_holds_back_only_those_that_declare_some() -> None:
+    made = machine(TaskSubmitted("a", None, cpus=0, memory_bytes=600))
+    made.handle(TaskSubmitted("large", None, cpus=0, memory_bytes=600), 0.0)
+    assert made.handle(TaskSubmitted("b", None, cpus=0, memory_bytes=100), 0.0) == []
+    assert made.handle(TaskSubmitted("c", None, cpus=0), 0.0) == [StartTask("c", BARE)]
+    assert made.handle(TaskEnded("a"), 0.0) == [StartTask("large", BARE), StartTask("b", BARE)]
+
+
+def test_a_node_is_full_when_a_task_has_waited_for_a_while_for_others_to_end() -> None:
+    made = machine(*[TaskSubmitted(name, None) for name in "abc"])
+    made.handle(Ticked(), 4.9)
+    assert not made.full
+    made.handle(Ticked(), 5.0)
+    assert made.full
+    made.handle(TaskEnded("a"), 5.0)
+    assert not made.full
+
+
+def test_a_node_is_not_full_where_others_could_start() -> None:
+    made = machine(*[TaskSubmitted(name, None, cpus=0, memory_bytes=600) for name in "ab"], TaskSubmitted("c", FILE))
+    made.handle(Ticked(), 9.0)
+    assert made.waits_for("b") == "memory that other tasks have declared"
+    assert made.waits_for("c") == "the parse of its DAG file"
+    assert not made.full
+
+
+def test_a_drained_node_is_full() -> None:
+    made = machine(Drained(True))
+    assert made.full
+    made.handle(Drained(False), 0.0)
+    assert not made.full
+
+
 def test_a_large_task_gets_its_turn() -> None:
     made = machine(TaskSubmitted("a", None), TaskSubmitted("large", None, cpus=2))
     assert made.handle(TaskSubmitted("small", None), 0.0) == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from without_airflow import Node, waits_for
@@ -80,7 +83,59 @@ def test_a_drained_one_stays(node: Node, other: Come) -> None:
     node.submit("")
     node.leave()
     come = other()
-    assert [told(come), told(come)] == [welcome(ends=False), OUTDATED]
+    assert [told(come), told(come), told(come)] == [welcome(ends=False), room(taken=True), OUTDATED]
     assert node.status()["drained"]
     node.ask({"t": "drain", "on": False})
-    assert told(come) is None
+    assert [told(come), told(come)] == [room(taken=False), None]
+
+
+def room(*, taken: bool) -> Message:
+    return {"t": "room", "full": taken, "drained": taken}
+
+
+def test_schedulers_hear_that_the_node_takes_nothing_more(node: Node) -> None:
+    node.ask({"t": "drain", "on": True})
+    assert told(node.daemon) == room(taken=True)
+    comes = client.connect(node.place, "scheduler")
+    assert comes is not None
+    assert told(comes) == room(taken=True)
+    node.ask({"t": "drain", "on": False})
+    assert [told(node.daemon), told(comes)] == [room(taken=False)] * 2
+    comes.close()
+
+
+class TestTaskThatAnotherSchedulerTakesOver:
+    def test_is_known_to_wait_and_is_no_longer_the_formers(self, node: Node) -> None:
+        node.ask({"t": "drain", "on": True})
+        key = node.submit("")
+        adopts = client.connect(node.place, "scheduler")
+        assert adopts is not None
+        node.daemon.send({"t": "renew", "id": key, "token": "new"})
+        wait_until(lambda: len(node.status()["tasks"]) == 1, timeout_s=30)
+        told(adopts)
+        answer = client.ask(adopts, {"t": "adopt", "ids": [key, "unknown"]})
+        assert answer is not None
+        (waiting,) = answer["waiting"]
+        assert answer["ids"] == [waiting["id"]] == [key]
+        assert waiting["workload"]["token"] == "new"
+        assert node.heard("ended", key)["dropped"]
+        node.ask({"t": "drain", "on": False})
+        assert [told(adopts)["t"] for _ in range(3)] == ["room", "started", "ended"]  # type: ignore[index]
+        adopts.close()
+
+    def test_does_not_wait_if_it_runs(self, node: Node) -> None:
+        gate = node.folder / "gate"
+        key = node.submit(waits_for(gate))
+        node.heard("started", key)
+        adopts = client.connect(node.place, "scheduler")
+        assert adopts is not None
+        answer = client.ask(adopts, {"t": "adopt", "ids": [key]})
+        assert answer is not None
+        assert (answer["ids"], answer["waiting"]) == ([key], [])
+        gate.touch()
+        adopts.close()
+
+
+def test_what_a_daemon_is_started_with_is_not_in_its_command_line(node: Node) -> None:
+    *_, path, place = Path("/proc", str(node.status()["pid"]), "cmdline").read_text().rstrip("\0").split("\0")
+    assert (json.loads(path), place) == ([folder for folder in sys.path if folder], str(node.place))

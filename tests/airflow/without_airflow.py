@@ -8,6 +8,7 @@ capabilities, as if he was not root.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -38,14 +39,14 @@ _CAPABILITY_VERSION_3 = 0x20080522
 class Node:
     """A daemon, and the scheduler that it has."""
 
-    def __init__(self, folder: Path, rest_s: float, idle_s: float) -> None:
+    def __init__(self, folder: Path, rest_s: float, idle_s: float, **settings: Any) -> None:
         self.folder = folder
         self.place = folder / "node"
         self.faults = folder / "faults"
         self.faults.mkdir()
         self._log = folder / "daemon.log"
         ours = {"FAULTS": str(self.faults), "REST_S": str(rest_s), "IDLE_S": str(idle_s)}
-        setup = Setup(Settings(cpus=4, tasks=4), {**os.environ, **ours})
+        setup = Setup(Settings(**{"cpus": 4.0, "tasks": 4, **settings}), {**os.environ, **ours})
         self.daemon = client.connect_or_launch(self.place, setup, self._log, "scheduler")
         self._submitted = 0
 
@@ -64,7 +65,7 @@ class Node:
             received = self.daemon.wait(30.0)
             assert received is not None, self.log()
             message, _ = received
-            if (message["t"], message["id"]) == (kind, key):
+            if (message["t"], message.get("id")) == (kind, key):
                 return message
 
     def run(self, does: str, file: Path | None = None) -> Message:
@@ -100,7 +101,8 @@ class Node:
         """Until the daemon starts no other one."""
         (self.faults / "bare_dies").touch()
         wait_until(lambda: self.zygote(None)["pid"] != 0, timeout_s=30)
-        os.kill(self.zygote(None)["pid"], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have begun late enough
+            os.kill(self.zygote(None)["pid"], signal.SIGKILL)
         wait_until(lambda: "tasks that need the bare zygote fail" in self.log(), timeout_s=30)
 
     def have_refused(self, who: str) -> None:
