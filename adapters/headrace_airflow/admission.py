@@ -44,7 +44,7 @@ BARE = 0
 """The number of the zygote that holds no DAG file; the daemon sees to it that there is one (zygotes.py)."""
 
 _FULL_AFTER_S = 5.0
-"""A node is full when the first task that it holds back has waited so long."""
+"""A node is full when a task that it holds back has waited so long."""
 
 _DECLARED_MEMORY = "memory that other tasks have declared"
 
@@ -414,10 +414,11 @@ class Admission:
                 self._forget(zygote.number, commands)
 
     def _start_what_fits(self, now: float, commands: list[Command]) -> None:
-        self.full = self.drained
-        if self.drained:
-            return
         waiting = sorted((task for task in self.tasks.values() if not task.running), key=lambda task: task.order)
+        self.full = False
+        if self.drained:
+            self.full = any(now - task.since >= _FULL_AFTER_S for task in waiting)
+            return
         memory_is_awaited = False
         for task in waiting:
             if memory_is_awaited and task.memory_bytes:

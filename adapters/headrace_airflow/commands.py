@@ -15,6 +15,7 @@ def commands() -> list[Any]:
     """The commands, as Airflow's command line takes them."""
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
+    team = Arg(("--team",), help="the daemon of this team's executor, instead of the one that is no team's")
     as_json = Arg(("--json",), help="print JSON", action="store_true")
     to_collect = Arg(
         ("--collect",),
@@ -22,11 +23,11 @@ def commands() -> list[Any]:
         action="store_true",
     )
     actions = [
-        ("status", status, "Show the daemon of this node: its tasks and what it holds", (as_json,)),
-        ("drain", drain, "Start no further task; what runs goes on", ()),
-        ("resume", resume, "Start tasks again after a drain", ()),
-        ("evict", evict, "Let go of all parsed DAG files; they are parsed again when needed", ()),
-        ("stop", stop, "End the daemon, and with it what runs", ()),
+        ("status", status, "Show the daemon of this node: its tasks and what it holds", (as_json, team)),
+        ("drain", drain, "Start no further task; what runs goes on", (team,)),
+        ("resume", resume, "Start tasks again after a drain", (team,)),
+        ("evict", evict, "Let go of all parsed DAG files; they are parsed again when needed", (team,)),
+        ("stop", stop, "End the daemon, and with it what runs", (team,)),
         ("store", store, "Show what HeadraceXCom holds on this node, by DAG run", (as_json, to_collect)),
     ]
     return [
@@ -40,7 +41,7 @@ def commands() -> list[Any]:
 
 def status(args: Any) -> None:
     """Prints what the daemon says of itself."""
-    answer = _ask({"t": "status"})
+    answer = _ask(args, {"t": "status"})
     if args.json:
         _print(json.dumps(answer, indent=2))
         return
@@ -67,22 +68,22 @@ def status(args: Any) -> None:
 
 def drain(args: Any) -> None:
     """Has the daemon start no further task."""
-    _ask({"t": "drain", "on": True})
+    _ask(args, {"t": "drain", "on": True})
 
 
 def resume(args: Any) -> None:
     """Has the daemon start tasks again."""
-    _ask({"t": "drain", "on": False})
+    _ask(args, {"t": "drain", "on": False})
 
 
 def evict(args: Any) -> None:
     """Has the daemon let go of its zygotes."""
-    _print(f"{_ask({'t': 'evict'})['count']} DAG file(s) let go")
+    _print(f"{_ask(args, {'t': 'evict'})['count']} DAG file(s) let go")
 
 
 def stop(args: Any) -> None:
     """Ends the daemon."""
-    _ask({"t": "stop"})
+    _ask(args, {"t": "stop"})
 
 
 def store(args: Any) -> None:
@@ -98,12 +99,14 @@ def store(args: Any) -> None:
     _print(xcom_admin.show(as_json=args.json))
 
 
-def _ask(message: Message) -> Message:
+def _ask(args: Any, message: Message) -> Message:
     from headrace_airflow.executor import HeadraceExecutor
 
-    channel = client.connect(HeadraceExecutor().place, "command")
+    executor = HeadraceExecutor(team_name=args.team) if args.team else HeadraceExecutor()
+    channel = client.connect(executor.place, "command")
     if channel is None:
-        raise SystemExit("No Headrace daemon runs for this AIRFLOW_HOME and database")
+        of_team = f" and the team {args.team}" if args.team else ""
+        raise SystemExit(f"No Headrace daemon runs for this AIRFLOW_HOME and database{of_team}")
     answer = client.ask(channel, message)
     channel.close()
     if answer is None:

@@ -228,7 +228,7 @@ class Daemon:
         self._clients.said_hello(client, message)
         ends = self._make_way()
         client.send({"t": "welcome", "ends": ends})
-        if self._clients.is_scheduler(client) and self._room["full"]:
+        if self._clients.is_scheduler(client) and (self._room["full"] or self._room["drained"]):
             client.send(self._room)
         if self._clients.is_scheduler(client) and self._clients.find_daemon_outdated:
             client.send({"t": "outdated"})

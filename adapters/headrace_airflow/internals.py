@@ -24,6 +24,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from headrace_airflow.gate import Gate
@@ -230,13 +231,16 @@ def held_dag(dag_id: str) -> Any:
     return None if _held is None else _held.dags.get(dag_id)
 
 
-def hold_parsed(bundle_name: str, version: str | None, rel_path: str, begins: Callable[[str], None]) -> str:
+def hold_parsed(
+    bundle_name: str, version: str | None, rel_path: str, folder: str, begins: Callable[[str], None]
+) -> str:
     """Parses a DAG file as a task would, and finds the listeners of tasks; those forked from here have all this.
 
     Args:
         bundle_name: of the bundle that has the file.
         version: of the bundle; ``None``: it has none.
         rel_path: of the file, inside of the bundle.
+        folder: the bundle's, as a task has found it; empty: no task has told.
         begins: called with the path of the file when it is about to be run.
 
     Returns:
@@ -249,18 +253,20 @@ def hold_parsed(bundle_name: str, version: str | None, rel_path: str, begins: Ca
     comms = _NoSupervisor()
     task_runner.SUPERVISOR_COMMS = comms
     try:
-        bundle = DagBundlesManager().get_bundle(name=bundle_name, version=version)
-        bundle.initialize()
-        folder = os.fspath(os.path.join(bundle.path, rel_path))
+        if not folder:
+            bundle = DagBundlesManager().get_bundle(name=bundle_name, version=version)
+            bundle.initialize()
+            folder = os.fspath(bundle.path)
+        file = os.path.join(folder, rel_path)
         stock = dagbag.BundleDagBag
         arguments = {
-            "dag_folder": folder,
+            "dag_folder": file,
             "safe_mode": False,
             "load_op_links": False,
-            "bundle_path": bundle.path,
+            "bundle_path": Path(folder),
             "bundle_name": bundle_name,
         }
-        begins(folder)
+        begins(file)
         bag = stock(**arguments)
         _find_listeners()
     finally:
@@ -332,7 +338,7 @@ def run_task(message: Message, fds: list[int], forerunner: Channel | None, tell:
     from headrace_airflow import ahead, generators, preload, rendering, task_logging
 
     _end_on_sigterm()
-    _end_on_segfault()
+    _watch_parse(tell)
     preload.announce(tell)
     requests, stdout, stderr, log_fd = fds
     rendering.install()
@@ -359,21 +365,32 @@ def _end_on_sigterm() -> None:
     BaseOperator.on_kill = on_kill
 
 
-def _end_on_segfault() -> None:
-    """A task that crashes ends.
+def _watch_parse(tell: Any) -> None:
+    """A task that crashes ends; and one that parses its file for itself tells where its bundle is.
 
     While it imports a file, stock sets a handler of SIGSEGV in Python and leaves it there: the instruction that failed
     is then tried again for ever.
+
+    To know its folder, a bundle may need a Connection (git), which a zygote cannot ask for.
     """
+    from airflow.dag_processing import dagbag
     from airflow.sdk.execution_time import task_runner
 
-    stock = task_runner.parse
+    stock, stock_bag = task_runner.parse, dagbag.BundleDagBag
 
     @functools.wraps(stock)
-    def parse(*args: Any, **kwargs: Any) -> Any:
+    def parse(what: Any, *args: Any, **kwargs: Any) -> Any:
+        def bag(*args: Any, **kwargs: Any) -> Any:
+            bundle = [what.bundle_info.name, what.bundle_info.version or ""]
+            tell({"t": "bundle", "bundle": bundle, "folder": os.fspath(kwargs["bundle_path"])}, [])
+            return stock_bag(*args, **kwargs)
+
+        if _held is None:
+            dagbag.BundleDagBag = bag
         try:
-            return stock(*args, **kwargs)
+            return stock(what, *args, **kwargs)
         finally:
+            dagbag.BundleDagBag = stock_bag
             signal.signal(signal.SIGSEGV, signal.SIG_DFL)
 
     task_runner.parse = parse

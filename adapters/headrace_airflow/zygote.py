@@ -3,7 +3,7 @@
 It is the only kind of process that runs user code besides the tasks, and it holds no token: the supervisor that asks
 for a child keeps the token and talks to the API server; the child talks to the supervisor.
 
-    daemon ──{"t": "parse", file, share_pages, preload}──▶ zygote
+    daemon ──{"t": "parse", file, folder, share_pages, preload}──▶ zygote
            ◀──{"t": "parsing", sources}──   what may end it
            ◀──{"t": "parsed", sources, unfit}──   again if something it imports later makes it unfit
            ──{"t": "serve", id, instance, cpus, ahead} + a supervisor's socket──▶
@@ -14,6 +14,7 @@ for a child keeps the token and talks to the API server; the child talks to the 
                            ◀──{"t": "forked", pid} + pidfd / {"t": "exit", pid, code, rss_bytes}──
 
     task, or what runs ahead of one ──{"t": "import", module}──▶ zygote
+                                    ──{"t": "bundle", bundle, folder}──▶, and on to the daemon
                                     ──{"t": "stream", id} + spool, control──▶
                                     ──{"t": "start", …} + descriptors, stdout, stderr──▶
                                     ◀──{"t": "forked", …} + pidfd / {"t": "refused", why} / {"t": "exit", …}──
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from headrace_airflow import containment, internals, processes, task_logging, wire, workers
+from headrace_airflow.admission import FileKey
 from headrace_airflow.followers import Follower, Followers
 from headrace_airflow.preload import Imports
 from headrace_airflow.sources import Sources, Watch, looked_at, package_folders, signature
@@ -225,6 +227,8 @@ class Zygote:
                     self._followers.stream_began(task.feeder, task.instance, message["id"], fds)
             elif message["t"] == "import":
                 self._imports.wish(message["module"])
+            elif message["t"] == "bundle":
+                self._daemon.send(message)
             elif task.contained:
                 task.asks.send({"t": "refused", "why": "it is contained"})
             else:
@@ -347,7 +351,7 @@ def main(daemon: Channel) -> None:
         processes.share_equal_pages()
     processes.set_title(f"headrace zygote: {message['file'][2] if message['file'] else 'bare'}")
     task_logging.prepare()
-    sources, unfit = _parse(daemon, *message["file"]) if message["file"] else ([], "")
+    sources, unfit = _parse(daemon, message["file"], message["folder"]) if message["file"] else ([], "")
     # What the file has set up is for its tasks: it would reap them before this process does.
     on_child_end = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if message["file"]:
@@ -366,7 +370,7 @@ def _settle_objects() -> None:
     gc.freeze()
 
 
-def _parse(daemon: Channel, bundle: str, version: str, path: str) -> tuple[Sources, str]:
+def _parse(daemon: Channel, file: FileKey, folder: str) -> tuple[Sources, str]:
     """Parses and holds a DAG file; returns what it was made from, and why it cannot be held (empty: it can)."""
 
     def begins(found: str) -> None:
@@ -374,9 +378,10 @@ def _parse(daemon: Channel, bundle: str, version: str, path: str) -> tuple[Sourc
         known = [os.path.abspath(found), *package_folders()]
         daemon.send({"t": "parsing", "sources": [(path, signature(path)) for path in known]})
 
+    bundle, version, path = file
     watch = Watch()
     try:
-        unfit = internals.hold_parsed(bundle, version or None, path, begins)
+        unfit = internals.hold_parsed(bundle, version or None, path, folder, begins)
     except BaseException as error:  # of users' code, SystemExit included
         unfit = f"{type(error).__name__}: {error}"
     sources = watch.stop()

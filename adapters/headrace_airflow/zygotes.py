@@ -1,7 +1,7 @@
 """The daemon's view of the zygotes: starts them, speaks with them, and hears what became of their files.
 
-    Zygotes ──{"t": "parse", file, share_pages, preload} / serve / ahead / discard──▶ zygote (zygote.py)
-       │    ◀──parsing / parsed / offer / ahead──
+    Zygotes ──{"t": "parse", file, folder, share_pages, preload} / serve / ahead / discard──▶ zygote (zygote.py)
+       │    ◀──parsing / parsed / bundle / offer / ahead──
        └── events ──▶ Admission, which decides what follows from them
 
 A zygote that cannot hold its file ends, but is remembered: until the file changes its tasks parse for themselves. One
@@ -71,6 +71,8 @@ class Zygotes:
         self._age_s = settings.zygote_age_s
         self._orders = {"share_pages": settings.share_pages, "preload": settings.preload}
         self._known: dict[int, _Zygote] = {}
+        self._folders: dict[tuple[str, str], str] = {}
+        """Where bundles are, by name and version, as tasks that parsed for themselves have told."""
         self._bare_deaths = 0
         """How many bare ones have ended by themselves since a task started from one."""
         self._last_words = ""
@@ -85,7 +87,8 @@ class Zygotes:
             lambda code: self._exited(number, child, code),
         )
         self._known[number] = _Zygote(child, file)
-        child.channel.send({"t": "parse", "file": file, **self._orders})
+        folder = self._folders.get(file[:2], "") if file else ""
+        child.channel.send({"t": "parse", "file": file, "folder": folder, **self._orders})
 
     def stop(self, number: int) -> None:
         """Forgets one; it ends when it has nothing left to serve."""
@@ -144,6 +147,8 @@ class Zygotes:
                 zygote.sources = _sources_in(message)
             case "parsed":
                 self._note_parsed(number, zygote, message)
+            case "bundle":
+                self._note_folder(tuple(message["bundle"]), message["folder"])
             case "offer":
                 self._handle(
                     speculation.ConsumerOffered(
@@ -162,6 +167,15 @@ class Zygotes:
         if zygote.unfit:
             self._log(f"tasks of {zygote.file} parse for themselves: {zygote.unfit}")
         self._handle((admission.ZygoteUnfit if zygote.unfit else admission.ZygoteReady)(number))
+
+    def _note_folder(self, bundle: tuple[str, str], folder: str) -> None:
+        """A task has found its bundle: those of its files that could not be held are tried again, once."""
+        if self._folders.get(bundle) == folder:
+            return
+        self._folders[bundle] = folder
+        for number, zygote in list(self._known.items()):
+            if zygote.unfit and zygote.file is not None and zygote.file[:2] == bundle:
+                self._handle(admission.SourcesChanged(number, ""))
 
     def _exited(self, number: int, child: Child, code: int) -> None:
         zygote = self._known.get(number)

@@ -185,10 +185,14 @@ def test_a_node_is_not_full_where_others_could_start() -> None:
     assert not made.full
 
 
-def test_a_drained_node_is_full() -> None:
+def test_a_drained_node_in_which_a_task_waits_is_full() -> None:
     made = machine(Drained(True))
+    made.handle(Ticked(), 60.0)
+    assert not made.full, "nothing waits"
+    made.handle(TaskSubmitted("a", None), 60.0)
+    made.handle(Ticked(), 65.0)
     assert made.full
-    made.handle(Drained(False), 0.0)
+    made.handle(Drained(False), 65.0)
     assert not made.full
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,9 @@ class TestExecutors:
         of_all, of_blue = ({parent.pid for parent in task.parents()} & daemons(airflow) for task in tasks)
         assert len(of_all) == len(of_blue) == 1
         assert of_all != of_blue
+        line = [sys.executable, "-m", "airflow", "headrace", "status", "--team", "blue"]
+        shown = subprocess.run(line, env=airflow.environment, capture_output=True, text=True, check=True).stdout
+        assert shown.startswith(f"daemon {of_blue.pop()},")
         (tmp_path / "open").touch()
         assert {airflow.wait(run).state for run in runs.values()} == {"success"}
 
@@ -73,6 +78,14 @@ class TestBundles:
         assert [airflow.xcom(old, name) for name in ("before", "after")] == ["first", "first"]
         new = airflow.run("versions", {"folder": str(tmp_path)})
         assert [airflow.xcom(new, name) for name in ("before", "after")] == ["second", "second"]
+
+    def test_is_held_parsed_once_a_task_has_found_it(self, airflow: Any, tmp_path: Path) -> None:
+        """A zygote cannot ask for the connection that this one asks for."""
+        (tmp_path / "gate").touch()
+        run = airflow.run("versions", {"folder": str(tmp_path)})
+        assert run.state == "success", airflow.why(run)
+        held = [pid for pid in airflow.family.pids() if "headrace zygote: versions.py" in command_line(pid)]
+        assert held
 
 
 class TestOtherWorkloads:

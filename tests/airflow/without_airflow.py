@@ -173,7 +173,7 @@ def _die_if_told_to() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _hold_parsed(_bundle: str, _version: str | None, path: str, begins: Callable[[str], None]) -> str:
+def _hold_parsed(_bundle: str, _version: str | None, path: str, _folder: str, begins: Callable[[str], None]) -> str:
     begins(path)
     exec(compile(Path(path).read_text(), path, "exec"), {})
     return ""
