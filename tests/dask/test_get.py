@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import multiprocessing.pool
 import os
 import pickle
@@ -143,6 +144,20 @@ def test_bag(lane: str) -> None:
     words = db.from_sequence(["a b", "b c", "c b"] * 20, npartitions=6).map(str.split).flatten()
     assert dict(words.frequencies().compute()) == {"a": 20, "b": 60, "c": 40}
     assert db.range(100, npartitions=4).map(inc).fold(add).compute() == 5050
+
+
+def part_of(word: str) -> int:
+    return hash(word) % 1000
+
+
+@pytest.mark.parametrize("fn", [part_of, functools.partial(map, part_of)])
+def test_hashes_in_a_bag_are_those_of_this_process(lane: str, fn: Any) -> None:
+    import dask.bag as db
+
+    words = [f"w{number}" for number in range(100)]
+    bag = db.from_sequence(words, npartitions=2)
+    found = bag.map(fn) if fn is part_of else bag.map_partitions(fn)
+    assert found.compute() == [part_of(word) for word in words]
 
 
 def test_array(lane: str) -> None:

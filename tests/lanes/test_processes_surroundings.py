@@ -6,6 +6,7 @@ import gc
 import importlib
 import itertools
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from headrace import testing as t
+from headrace.store import hashes
 
 MB = 1 << 20
 
@@ -152,6 +154,24 @@ def test_strings_hash_alike_in_all_workers(hosted: Any, monkeypatch: pytest.Monk
             host.add(worker, str.__hash__, "headrace")
             host.execute(lane, worker, worker)
         assert host.values[1] == host.values[2]
+
+
+@pytest.mark.parametrize("seed", ["", "3"])
+def test_strings_hash_as_the_program_was_started_not_as_it_sets_later(
+    hosted: Any, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    monkeypatch.setattr(hashes, "SEED", seed)
+    found = []
+    for later in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", later)
+        with hosted() as (host, lane):
+            host.add(0, str.__hash__, "headrace")
+            host.execute(lane, 1, 0)
+            found.append(host.values[0])
+    script = "print(str.__hash__('headrace'))"
+    environment = os.environ | {"PYTHONHASHSEED": seed or "0"}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    assert found == [int(told.stdout)] * 2
 
 
 def test_functions_travel_by_value_when_nobody_could_import_them(hosted: Any) -> None:

@@ -22,7 +22,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
         super().__init__(file, protocol=5, buffer_callback=callback)
 
     def reducer_override(self, obj: Any) -> Any:
-        forbid_hash(obj)
+        if callable(obj):
+            forbid_hash(obj)
         return super().reducer_override(obj)
 
 

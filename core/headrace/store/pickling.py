@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from headrace.errors import MustStayHere, UnpicklableError
-from headrace.store import arrays, arrow
+from headrace.store import arrays, arrow, hashes
+from headrace.store.hashes import HashDiffersError, forbid_hash, verdicts
 from headrace.store.nans import PersistentId, dump_by_name, shows_nan
 from headrace.store.sizes import estimate_size
 from headrace.store.unfinished import is_being_imported
@@ -80,23 +81,34 @@ def _add(kind: type, fn: Reducer) -> None:
     _made = None
 
 
-def pack(obj: Any, name: str = "") -> Packed:
+class _Watchful(pickle.Pickler):
+    """Looks at the functions and classes that it pickles by name."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if callable(obj) and verdicts.get(id(obj)) != "":  # asked first: this takes a tenth of the time
+            forbid_hash(obj)
+        return NotImplemented
+
+
+def pack(obj: Any, name: str = "", called: bool = False) -> Packed:
     """Pickles a value. Thread-safe.
 
     Args:
         obj: what travels. Its large buffers are not copied: it must not change before they are.
         name: what an error calls the object, for example ``"args"`` or ``"result"``.
+        called: a task will call it, or functions in it.
 
     Raises:
+        HashDiffersError: it is called, and calls ``hash()``.
         UnpicklableError: it cannot be pickled; the message has the path to the culprit, ``__cause__`` the reason.
         MustStayHere: the same, raised by a reducer: what holds the culprit must not leave this process.
     """
     buffers: list[memoryview] = []
     try:
-        data = _dumps(obj, _collector(buffers))
+        data = _dumps(obj, _collector(buffers), kind=_Watchful if called and not hashes.SEED else pickle.Pickler)
         if not _needs_cloudpickle(data):
             return _keep_nans(obj, Packed(data, buffers), _dumps) if shows_nan(data) else Packed(data, buffers)
-    except MemoryError:
+    except (MemoryError, HashDiffersError):
         raise
     except Exception:
         pass  # cloudpickle can do more, and if it cannot, its error is the better one
@@ -106,7 +118,7 @@ def pack(obj: Any, name: str = "") -> Packed:
     try:
         data = cloud_dumps(obj, _collector(buffers))
         return _keep_nans(obj, Packed(data, buffers), cloud_dumps) if shows_nan(data) else Packed(data, buffers)
-    except MemoryError:
+    except (MemoryError, HashDiffersError):
         raise
     except Exception as error:  # pickling runs users' code, which may raise anything
         from headrace.store.culprit import describe
@@ -133,15 +145,18 @@ class _Bytes:
 
 
 def _dumps(
-    obj: Any, callback: Callable[[pickle.PickleBuffer], bool], persistent_id: PersistentId | None = None
+    obj: Any,
+    callback: Callable[[pickle.PickleBuffer], bool],
+    persistent_id: PersistentId | None = None,
+    kind: type[pickle.Pickler] = pickle.Pickler,
 ) -> bytes:
     if type(obj) in (bytes, bytearray) and len(obj) >= BYTES_OUT_OF_BAND_FROM:
         obj = _Bytes(obj)
     table = dispatch_table()
-    if persistent_id is None and not _reducers and not _ours:
+    if persistent_id is None and not _reducers and not _ours and kind is pickle.Pickler:
         return pickle.dumps(obj, 5, buffer_callback=callback)
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, 5, buffer_callback=callback)
+    pickler = kind(file, 5, buffer_callback=callback)
     if persistent_id is not None:
         pickler.persistent_id = persistent_id  # type: ignore[method-assign]  # spares a class of our own
     pickler.dispatch_table = table

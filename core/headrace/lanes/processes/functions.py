@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from headrace.companions import States
-from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import Packed, pack
 from headrace.store.unfinished import forbid_unfinished
 
@@ -81,9 +80,8 @@ class Functions:
         return (found[1], found[2]) if found is not None else self._add(job, fn, variant)
 
     def _add(self, job: int, fn: Callable[..., Any], variant: int) -> tuple[int, Packed]:
-        forbid_hash(fn)
         forbid_unfinished(fn)
-        packed: Packed = self._call_foreign(pack, fn, "function")
+        packed: Packed = self._call_foreign(pack, fn, "function", True)
         with self._lock:
             # Functions of one graph may be as large as they like: forgetting one to send it again would be worse.
             if len(self._known) >= _MOST_FUNCTIONS or (self._bytes > _MOST_BYTES and job not in self._jobs):

@@ -20,6 +20,7 @@ from typing import Final
 import headrace
 from headrace import companions, foster
 from headrace.lanes.processes.wire import Channel
+from headrace.store import hashes
 
 _WORKER: Final = "headrace.lanes.processes.worker"
 _BOOTSTRAP: Final = (
@@ -154,8 +155,7 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     """The environment of a worker: the caller's, one thread for every BLAS, and equal string hashes in all workers."""
     for name in _ONE_THREAD:
         environment.setdefault(name, "1")
-    if environment.get("PYTHONHASHSEED", "random") in ("random", ""):
-        environment["PYTHONHASHSEED"] = _HASH_SEED
+    environment["PYTHONHASHSEED"] = hashes.SEED or _HASH_SEED
     companions.add_to(environment)
     return environment
 

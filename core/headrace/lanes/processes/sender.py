@@ -22,6 +22,7 @@ from headrace.lanes.processes.publications import Publications
 from headrace.lanes.processes.reloads import Reloads
 from headrace.lanes.processes.wire import Op, Record
 from headrace.sched.events import HERE, Event, TaskRaised, TasksRevoked, TaskUnpicklable, ValuePublished
+from headrace.store.hashes import HashDiffersError
 from headrace.store.pickling import Packed, pack
 
 _FRAME_TASKS: Final = 256
@@ -212,7 +213,7 @@ class Sender:
                 frame.ops.append((wire.VALUE, task, True, value))
                 peer.at[task] = HELD
                 return
-            packed = self._host.call_foreign(pack, value, f"value of {self._host.key_of(task)}")
+            packed = self._host.call_foreign(pack, value, f"value of {self._host.key_of(task)}", True)
             if packed.size_bytes <= self._small_bytes:
                 parcel = whole(packed)
             else:
@@ -238,7 +239,9 @@ class Sender:
 
 def _pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Packed:
     try:
-        return pack((args, kwargs))
+        return pack((args, kwargs), called=True)
+    except HashDiffersError:
+        raise
     except UnpicklableError:
         # Once more, for an error whose path begins with what the user has written.
         pack(args, "args")

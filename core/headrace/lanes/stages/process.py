@@ -26,7 +26,6 @@ from headrace.lanes.stages.exchange import Exchange
 from headrace.lanes.stages.feeder import Inputs, Target
 from headrace.lanes.stages.frames import Frames, Input, Large
 from headrace.obituary import describe_exit
-from headrace.store.hashes import forbid_hash
 from headrace.store.pickling import pack
 from headrace.store.unfinished import forbid_unfinished
 from headrace.stream.handle import Stream
@@ -120,9 +119,8 @@ class StageProcess:
         streams: list[Stream] = []
         try:
             for part in (fn, *args[:1]):  # the call may be that of another function
-                forbid_hash(part)
                 forbid_unfinished(part)
-            call = self._exchange.lend(pack((fn, _without_streams(args, streams), kwargs)), self._place)
+            call = self._exchange.lend(pack((fn, _without_streams(args, streams), kwargs), called=True), self._place)
         except UnpicklableError as error:
             raise UnfitError(str(error), must_stay(error)) from error
         self._calls += 1
