@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,15 @@ class Odd:
 
     def __reduce__(self) -> Any:
         raise TypeError("stays here")
+
+
+class Level(enum.IntEnum):
+    LOW = 15
+    HIGH = 45
+
+
+class Part(str, enum.Enum):
+    LOADER = "headrace.tests.loader"
 
 
 def log(name: str, level: int) -> int:
@@ -60,6 +70,17 @@ def test_levels_follow(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:
         run(rt, log, "headrace.others", logging.DEBUG)
     run(rt, log, "headrace.tests.sub", logging.DEBUG)
     assert [record.name for record in caplog.records] == ["headrace.tests.sub"]
+
+
+def test_levels_and_names_may_be_members_of_enumerations(
+    rt: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root.manager, "disable", Level.LOW)
+    caplog.set_level(Level.LOW)
+    caplog.set_level(Level.HIGH, Part.LOADER)
+    rt.submit(log, Part.LOADER, logging.ERROR).result(timeout=30)
+    rt.submit(log, Part.LOADER, Level.HIGH).result(timeout=30)
+    assert [(record.name, record.levelno) for record in caplog.records] == [("headrace.tests.loader", 45)]
 
 
 def test_traceback_comes_along(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,11 +28,18 @@ _FIELDS: Final = (
 def _state() -> bytes:
     root = logging.root
     levels = {
-        name: logger.level
+        _plain(name): int(logger.level)
         for name, logger in list(root.manager.loggerDict.items())
         if isinstance(logger, logging.Logger) and logger.level
     }
-    return marshal.dumps((root.manager.disable, root.level, levels))
+    return marshal.dumps((int(root.manager.disable), int(root.level), levels))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and strings without a class of their own, such as members of an ``IntEnum``: marshal refuses these."""
+    if isinstance(value, int):
+        return int(value)
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 _levels: dict[str, int] = {}
@@ -56,7 +63,7 @@ class _Reporter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            fields: dict[str, Any] = {name: getattr(record, name, None) for name in _FIELDS}
+            fields: dict[str, Any] = {name: _plain(getattr(record, name, None)) for name in _FIELDS}
             fields["msg"] = record.getMessage()
             if record.exc_info and not record.exc_text:
                 fields["exc_text"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
