@@ -38,6 +38,8 @@ _waiting: list[Callable[[], object]] = []
 _shared: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None]]] = {}
 _ears: dict[str, Callable[[bytes], object]] = {}
 _mouth: Callable[[str, bytes], bool] = lambda name, said: False  # noqa: E731 - where there is no owner
+_silent: set[str] = set()
+"""Those that could not say what workers should follow, and for which that has been printed."""
 _not_applied: States = {}
 """In a worker: of companions that have not been imported there yet."""
 
@@ -87,7 +89,8 @@ def share(
     """Has workers follow a state of the owner; to be called in both, when the companion is imported.
 
     Args:
-        state: gives it, in the owner, in whatever thread sends the tasks of a job. Equal states are equal bytes.
+        state: gives it, in the owner, in whatever thread sends the tasks of a job. Equal states are equal bytes. If it
+            fails, workers stay with what they know.
         apply: takes it over, in a worker, between tasks; in a worker that knows it already, at once.
         hear: called in the owner with what :func:`say` was given in a worker.
     """
@@ -101,7 +104,21 @@ def share(
 
 def states() -> States:
     """What workers should follow, as it is now. Takes as long as the companions do: to be called once a job."""
-    return {name: state() for name, (state, _) in list(_shared.items())}
+    found: States = {}
+    for name, (state, _) in list(_shared.items()):
+        try:
+            found[name] = _checked(state())
+        except Exception:  # tasks run without it; whoever looks for the reason finds it here
+            if name not in _silent:
+                _silent.add(name)
+                _print_error()
+    return found
+
+
+def _checked(state: bytes) -> bytes:
+    if type(state) is not bytes:  # a subclass cannot be marshalled
+        raise TypeError(f"the state of a companion is bytes, not {state!r}")
+    return state
 
 
 def follow(states: States) -> None:
@@ -137,9 +154,13 @@ def _apply(name: str, told: bytes) -> None:
     try:
         _shared[name][1](told)
     except Exception:  # a worker that cannot follow is still of use; whoever looks for the reason finds it here
-        import traceback
+        _print_error()
 
-        traceback.print_exc()
+
+def _print_error() -> None:
+    import traceback
+
+    traceback.print_exc()
 
 
 class _Finder:

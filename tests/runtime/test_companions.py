@@ -54,6 +54,18 @@ def test_futures_follow_each_change(asked: list[int]) -> None:
     assert int(first["number"]) < int(second["number"])
 
 
+@pytest.mark.parametrize("state", [lambda: 1 // 0, lambda: "text"], ids=["raises", "not bytes"])
+def test_a_state_that_cannot_be_told_does_no_harm(
+    state: Any, asked: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(companions, "_silent", set())
+    monkeypatch.setitem(companions._shared, "broken", (state, lambda state: None))
+    with Runtime(lane="processes", num_workers=1) as rt:
+        for _ in range(2):
+            assert rt.submit(told).result(timeout=30).keys() == {"number"}
+    assert capsys.readouterr().err.count("Error: ") == 1
+
+
 def test_a_companion_that_comes_later_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(companions, "_shared", {})
     monkeypatch.setattr(companions, "_not_applied", {})
