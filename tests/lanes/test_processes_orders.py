@@ -15,6 +15,7 @@ from headrace.lanes.processes.parcels import segment_of
 from headrace.sched.events import (
     TaskRaised,
     TasksRevoked,
+    TaskUnpicklable,
     ValuePublished,
     WorkerDied,
     WorkerRan,
@@ -108,6 +109,44 @@ def test_publish_revoke_and_drop_are_answered_while_a_task_runs(hosted: Any, tmp
         t.wait_until(lambda: lane.store_status()["segments"] == 0)
         t.let_go(tmp_path)
         host.ran(1)
+
+
+def test_the_memory_of_arguments_that_nobody_opens_is_given_back(hosted: Any, tmp_path: Path) -> None:
+    with hosted() as (host, lane):
+        host.add(0, t.hold, tmp_path)
+        host.add(1, len, t.make_bytes(MB))
+        host.add(2, t.Unloadable(), t.make_bytes(MB))
+        lane.run(1, [0, 1])
+        lane.revoke(1, [1])
+        lane.flush()
+        assert host.next(TasksRevoked).tasks == [1]
+        t.wait_until(lambda: lane.store_status()["segments"] == 0)
+        lane.run(1, [1, 2])
+        lane.flush()
+        t.let_go(tmp_path)
+        host.ran(1)
+        host.next(TaskUnpicklable, task=2)
+        t.wait_until(lambda: lane.store_status()["segments"] == 0)
+
+
+def test_the_memory_of_a_function_that_nobody_opens_is_given_back(
+    hosted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.lanes.processes.functions._MOST_BYTES", MB)
+    with hosted() as (host, lane):
+        data = t.make_bytes(2 * MB)
+        host.add(0, t.hold, tmp_path)
+        host.add(1, lambda: len(data))
+        lane.run(1, [0, 1])
+        lane.revoke(1, [1])
+        lane.flush()
+        assert host.next(TasksRevoked).tasks == [1]
+        host.call_of = lambda task: (host.calls[task], 10)  # a later job: functions of earlier ones are forgotten
+        t.let_go(tmp_path)
+        for task in (12, 13):  # the worker is told with the second
+            host.add(task, t.inc, 1)
+            host.execute(lane, 1, task)
+        t.wait_until(lambda: lane.store_status()["segments"] == 0)
 
 
 def test_results_before_a_long_task_do_not_wait_for_its_end(hosted: Any, tmp_path: Path) -> None:

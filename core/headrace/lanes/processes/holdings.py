@@ -72,7 +72,7 @@ class Holdings:
         """A value comes again: a copy was here, and now its task has run here, for example."""
         before = self._values.get(task)
         if type(before) is Unopened:
-            self._answer(before.parcel)
+            self.decline(before.parcel)
 
     def get(self, task: int) -> Any:
         """The value of a task.
@@ -121,7 +121,7 @@ class Holdings:
                 value = self._values.pop(task, _MISSING)
                 gone.append(value)
                 if type(value) is Unopened:
-                    self._answer(value.parcel)
+                    self.decline(value.parcel)
                 elif value is _MISSING and to_come(task):
                     self._unwanted.add(task)
 
@@ -130,7 +130,8 @@ class Holdings:
         with self._lock:
             self._unwanted.difference_update(tasks)
 
-    def _answer(self, parcel: Parcel) -> None:
+    def decline(self, parcel: Parcel | None) -> None:
+        """Answers the sending of a parcel that will not be opened."""
         if is_shared(parcel):
             self.shelf.closed.append(segment_of(parcel))
 

@@ -174,11 +174,13 @@ class Worker:
         pending, page, outbox = self._pending, self._page, self._outbox
         for record in batch:
             self._current = task = record[0]  # unpacking all of it only for its id would take longer
-            # A record that is not there any more was revoked; the same task may have come again since.
-            if pending.get(task) is not record or pending.pop(task, None) is None:
+            # A record that is not there any more was revoked, and its memory given back; the same task may have come
+            # again since, or at this very moment: then the new record is run.
+            taken = pending.pop(task, None) if pending.get(task) is record else None
+            if taken is None:
                 continue
             page[0] = task + 1
-            self._run_task(record)
+            self._run_task(taken)
             if len(outbox) >= _SEND_FROM or time.monotonic() - self._sent_s > _SEND_EVERY_S:
                 self._send()
 
@@ -193,7 +195,7 @@ class Worker:
         try:
             fn = self._functions[number]
             if type(fn) is Unopened:
-                fn = self._open_function(number, fn)
+                fn = self._open_function(number, fn, parcel)
             if parcel is not None:
                 args, kwargs = self._holdings.open(parcel)
                 start_s = clock()
@@ -233,11 +235,12 @@ class Worker:
             filled[position] = for_task(arg, NOBODY)
         return filled
 
-    def _open_function(self, number: int, unopened: Unopened) -> Any:
+    def _open_function(self, number: int, unopened: Unopened, args: Parcel | None) -> Any:
         parcel = unopened.parcel
         try:
             fn = self._holdings.open(parcel)
         except BaseException as error:
+            self._holdings.decline(args)
             if is_shared(parcel):
                 # Its segment may be free by now. Others stay unopened: a missing module may be there next time.
                 self._functions[number] = functools.partial(raise_again, error)
@@ -387,7 +390,13 @@ class Worker:
 
     def _forget_functions(self, numbers: Sequence[int]) -> None:
         # In the order of the queue: tasks that use them may still be in it.
-        self._queue.put(lambda: [self._functions.pop(number, None) for number in numbers])
+        self._queue.put(lambda: self._drop_functions(numbers))
+
+    def _drop_functions(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            fn = self._functions.pop(number, None)
+            if type(fn) is Unopened:
+                self._holdings.decline(fn.parcel)
 
     def _enqueue(self, records: list[Record]) -> None:
         for record in records:
@@ -412,5 +421,8 @@ class Worker:
         self._holdings.drop(tasks, lambda task: task in self._pending or task == self._current)
 
     def _revoke(self, tasks: Sequence[int]) -> None:
-        self._give_back([task for task in tasks if self._pending.pop(task, None) is not None])
+        records = [record for task in tasks if (record := self._pending.pop(task, None)) is not None]
+        for _, _, _, _, parcel, _, _ in records:
+            self._holdings.decline(parcel)
+        self._give_back([record[0] for record in records])
         self._send()
