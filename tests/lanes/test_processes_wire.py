@@ -62,6 +62,22 @@ def test_descriptors_stay_with_their_frame(pair: tuple[Channel, Channel]) -> Non
         os.close(fd)
 
 
+@pytest.mark.parametrize("count", [32, 33, 300])
+def test_any_number_of_descriptors_goes_with_a_frame(pair: tuple[Channel, Channel], count: int) -> None:
+    one, other = pair
+    files = [os.memfd_create(f"file-{i}") for i in range(3)]
+    sent = [files[i % 3] for i in range(count)]
+    one.send([("before", b"x" * 1_000_000)], files[:1])  # the socket does not take all of it at once
+    one.send([("many", i) for i in range(count)], sent)
+    one.send([("after",)], files[:2])
+    received = receive_all(one, other)
+    assert [op[0] for op, _ in received] == ["before", *["many"] * count, "after"]
+    many = received[1][1]
+    assert [os.fstat(fd).st_ino for fd in many] == [os.fstat(fd).st_ino for fd in sent]
+    for fd in [*files, *received[0][1], *many, *received[-1][1]]:
+        os.close(fd)
+
+
 def test_descriptors_that_nobody_took_are_closed(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     before = len(os.listdir("/proc/self/fd"))

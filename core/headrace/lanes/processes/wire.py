@@ -4,7 +4,7 @@
 
     owner                                                              worker
     [op, op, ...] ── marshal ──► header | body ──► socketpair ──► header | body ── marshal ──► [op, op, ...]
-                                        └─ descriptors (SCM_RIGHTS) travel with the frame's first byte
+                                        └─ descriptors (SCM_RIGHTS) travel with the frame's first bytes
 
 An *op* is a tuple that begins with one of the codes below. Frames are marshalled, not pickled: they hold nothing but
 ints, floats, strings, bytes and tuples, marshal is twice as fast at these, and it calls nobody's code. What users made
@@ -77,7 +77,7 @@ PLAIN_TYPES: Final = frozenset({int, float, bool, type(None), complex})
 _HEADER: Final = struct.Struct("<QI")
 _MARSHAL_VERSION: Final = 2  # from 3 on marshal looks for shared objects, which costs half as much again
 _CHUNK: Final = 1 << 16
-_MAX_DESCRIPTORS: Final = 32
+_MAX_DESCRIPTORS: Final = 32  # with one byte; of more than 253 Linux takes none
 _DESCRIPTOR_SPACE: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * struct.calcsize("i"))
 
 
@@ -100,7 +100,8 @@ class Channel:
 
         Args:
             ops: what to say.
-            descriptors: sent along as duplicates; the caller may close its own when everything has been sent.
+            descriptors: sent along as duplicates; the caller may close its own when everything has been sent. Any
+                number, one for an op.
 
         Returns:
             Whether everything has been sent. A broken connection swallows everything: its end is seen by the reader.
@@ -108,6 +109,9 @@ class Channel:
         body = marshal.dumps(ops, _MARSHAL_VERSION)
         frame = memoryview(_HEADER.pack(len(body), len(descriptors)) + body)
         with self._lock:
+            while len(descriptors) > _MAX_DESCRIPTORS:  # an op takes more than a byte: the frame is long enough
+                self._backlog.append((frame[:1], descriptors[:_MAX_DESCRIPTORS]))
+                frame, descriptors = frame[1:], descriptors[_MAX_DESCRIPTORS:]
             self._backlog.append((frame, descriptors))
             return self._pump()
 
