@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +171,39 @@ def test_idle_processes_end() -> None:
         pids = {pid for _, pid in rt.submit(with_pid, rt.submit(slowly, 3)).result(TIMEOUT_S)}
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "their end", TIMEOUT_S)
         assert sum(rt.submit(slowly, 3).result(TIMEOUT_S)) == 3
+
+
+def test_processes_are_gone_even_if_a_forked_child_of_the_owner_lives_on() -> None:
+    script = textwrap.dedent("""
+        import os, time
+        from headrace import Runtime
+
+        def pids():
+            while True:
+                yield os.getpid()
+
+        runtime = Runtime(lane="processes", num_workers=1)
+        stream = runtime.submit(pids).result()
+        pid = next(stream)
+        child = os.fork()
+        if child:
+            assert next(stream) == pid  # nothing that the child has closed was the owner's
+            print(pid, child, flush=True)
+        time.sleep(60)  # both are killed
+    """)
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    stage, child = map(psutil.Process, map(int, owner.stdout.readline().split()))
+    try:
+        assert stage.pid != owner.pid
+        owner.kill()
+        owner.wait()
+        wait_until(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE, "the stage's end", 1.0)
+    finally:
+        for process in (owner, child, stage):
+            if process is owner or process.is_running():
+                process.kill()
+        owner.communicate()
 
 
 def test_asynchronous_and_marked_ones(rt: Runtime) -> None:

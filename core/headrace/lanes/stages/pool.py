@@ -137,7 +137,9 @@ class Pool:
                 process.detach(place)
 
     def forget_in_child(self) -> None:
-        """In a forked child: keeps no descriptor, so no memory of the parent's."""
+        """In a forked child: keeps no descriptor, so no memory of the parent's, and none of its processes alive."""
+        for process in self._all:
+            process.forget_in_child()
         self._exchange.forget_in_child()
 
 

@@ -268,15 +268,24 @@ class StageProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def forget_in_child(self) -> None:
+        """In a forked child of the owner: lets go of the connection without a word, so not by closing the channel."""
+        self._process.returncode = 0  # it is not ours to wait for
+        self._channel.socket.close()
+        self._close_descriptors()
+
     def close(self) -> None:
         """Ends it and lets go of everything."""
         self.kill()
         self._process.wait()
         self._channel.close()
+        self._close_descriptors()
+        self._exchange.lost(self._place)
+
+    def _close_descriptors(self) -> None:
         for descriptor in self._channel.descriptors:
             os.close(descriptor)
         self._channel.descriptors.clear()
-        self._exchange.lost(self._place)
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
