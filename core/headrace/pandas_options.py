@@ -2,11 +2,12 @@
 
 Some of them change results (``mode.string_storage``, ``future.infer_string``), not only how these are shown. This is
 pandas' companion (:mod:`headrace.companions`): a worker without pandas does not import it. Values that cannot be
-pickled stay behind.
+pickled, and those that cannot be unpickled there, stay behind: functions of ``__main__`` for example.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 import warnings
@@ -40,7 +41,8 @@ def _state() -> bytes:
     before, state = _last
     if values != before:
         before = _copied(values)  # first: what changes meanwhile is found the next time
-        state = pickle.dumps({name: value for name, value in _options().items() if _is_sendable(value)})
+        pickles = {name: _pickled(value) for name, value in _options().items()}
+        state = pickle.dumps({name: pickled for name, pickled in pickles.items() if pickled is not None})
         _last = before, state
     return state
 
@@ -49,17 +51,25 @@ def _copied(section: dict[str, Any]) -> dict[str, Any]:
     return {name: _copied(value) if type(value) is dict else value for name, value in list(section.items())}
 
 
-def _is_sendable(value: object) -> bool:
+def _pickled(value: object) -> bytes | None:
+    """By itself: what cannot be unpickled keeps no other option from being so."""
     try:
-        pickle.dumps(value)
+        return pickle.dumps(value)
     except Exception:  # whatever its class raises
-        return False
-    return True
+        return None
+
+
+def _unpickled(pickles: dict[str, bytes]) -> dict[str, Any]:
+    values = {}
+    for name, pickled in pickles.items():
+        with contextlib.suppress(Exception):  # whatever its class raises
+            values[name] = pickle.loads(pickled)
+    return values
 
 
 def _apply(state: bytes) -> None:
     global _told
-    own, now = _options(), pickle.loads(state) if state else {}
+    own, now = _options(), _unpickled(pickle.loads(state)) if state else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the program was warned when it set them
         for name, value in now.items():

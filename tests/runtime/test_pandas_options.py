@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -62,6 +63,21 @@ def test_what_cannot_be_pickled_stays_behind() -> None:
     with (
         Runtime(lane="processes", num_workers=1) as rt,
         pd.option_context("display.float_format", lambda x: f"{x:.1f}", "display.precision", 5),
+    ):
+        assert rt.submit(option, "display.float_format").result()[0] is None
+        assert rt.submit(option, "display.precision").result()[0] == 5
+
+
+def test_what_cannot_be_unpickled_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(x: float) -> str:
+        return f"{x:.1f}"
+
+    monkeypatch.setattr(rounded, "__module__", "__main__")
+    monkeypatch.setattr(rounded, "__qualname__", "rounded")
+    monkeypatch.setattr(sys.modules["__main__"], "rounded", rounded, raising=False)
+    with (
+        Runtime(lane="processes", num_workers=1) as rt,
+        pd.option_context("display.float_format", rounded, "display.precision", 5),
     ):
         assert rt.submit(option, "display.float_format").result()[0] is None
         assert rt.submit(option, "display.precision").result()[0] == 5
