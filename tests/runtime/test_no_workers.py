@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from headrace.errors import InternalError, WorkerDied
 from headrace.graph import Graph
 from headrace.lanes.processes.io_thread import IoThread
 from headrace.runtime import Runtime
+from headrace.sched.policy import HOLDS, Family
 
 GRAPH = Graph(["a", "b"], [(testing.spin, (1, 0.01), None, ())] * 2, [()] * 2, ["f"] * 2, [0, 1])
 
@@ -48,6 +52,39 @@ def test_no_thread_is_left_to_start_them(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(WorkerDied, match=r"not started: can't start new thread"):
             rt.run(GRAPH)
         assert rt.run(GRAPH, lane="auto") == [1, 1]
+
+
+@contextmanager
+def no_descriptor() -> Iterator[None]:
+    """This process may open no other one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("how", ["run", "submit"])
+def test_no_descriptor_is_left_for_the_lane(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    why = r"no worker process could be started.* not started: .*Too many open files"
+    with Runtime(lane="processes", num_workers=2) as rt:
+        with no_descriptor(), pytest.raises(WorkerDied, match=why):
+            rt.run(GRAPH) if how == "run" else rt.submit(testing.inc, 1).result(timeout=30)
+        assert rt.submit(testing.inc, 1).result(timeout=30) == 2
+
+
+def test_lane_auto_does_without_descriptors(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(Family, "_slow_kind", lambda *_: HOLDS)  # what takes many runs to find out on a busy machine
+    indices = list(range(30))
+    calls: list[Any] = [(testing.spin, (1, 0.02), None, ())] * 30  # long enough to be worth a worker
+    graph = Graph(indices[:], calls, [()] * 30, ["f"] * 30, indices)
+    with Runtime(lane="auto", num_workers=2) as rt:
+        with no_descriptor():
+            assert rt.run(graph) == [1] * 30
+        assert rt._engine._machine.failed_starts > 0
+    assert capsys.readouterr().err == ""
 
 
 def test_no_thread_is_left_to_tell_that_the_scheduler_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@ outside it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from headrace.config import Settings
-from headrace.errors import InternalError
+from headrace.errors import NOT_STARTED, InternalError
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.shell.futures import After
@@ -42,15 +43,24 @@ class Processes:
         self._jobs = jobs
         self._host = LaneHost(jobs, post, self._obituary, aside, shield)
         self.lane: ProcessLane | None = None
+        self._no_lane = "lost"  # why there is none, for the obituaries of its workers
         self._queued = False  # the lane has been given something that is not flushed yet
 
     def launch(self, command: c.Launch, after: After) -> None:
         if self.lane is None:
-            from headrace.lanes.processes.lane import ProcessLane
-
-            self.lane = ProcessLane(self._settings, self._host)
+            try:
+                self.lane = self._new_lane()
+            except Exception as error:  # no descriptor, no memory: the error says which
+                self._no_lane = f"{NOT_STARTED}: {error}"
+                after += [functools.partial(self._host.post, e.WorkerDied(worker, None)) for worker in command.workers]
+                return
         self.lane.launch(command.workers, self._jobs.modules_in_use())
         self._queued = True
+
+    def _new_lane(self) -> ProcessLane:
+        from headrace.lanes.processes.lane import ProcessLane
+
+        return ProcessLane(self._settings, self._host)
 
     def prepare(self, command: c.Prepare, after: After) -> None:
         assert self.lane is not None
@@ -126,11 +136,11 @@ class Processes:
 
     def detach(self) -> Callable[[float], None]:
         """Forgets the lane, under the lock; what is returned stops it (argument: timeout in seconds), outside it."""
-        lane, self.lane = self.lane, None
+        lane, self.lane, self._no_lane = self.lane, None, "lost"
         return _nothing if lane is None else lane.close
 
     def _obituary(self, worker: int) -> tuple[str, int]:
-        return ("lost", 0) if self.lane is None else self.lane.obituary(worker)
+        return (self._no_lane, 0) if self.lane is None else self.lane.obituary(worker)
 
 
 def _nothing(timeout_s: float) -> None: ...
