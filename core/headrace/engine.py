@@ -12,8 +12,10 @@ takes long or runs foreign code (pickling, destructors, future callbacks) happen
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import math
+import operator
 import os
 import sys
 import threading
@@ -168,7 +170,7 @@ class Engine:
             self._shield.install()
             with self._shield:
                 show_loop = hide_event_loop()
-                lane = self._checked_lane(lane, limit)
+                lane, limit = self._checked_lane(lane), _checked_limit(limit)
                 expected_s = None if observer or rerun or lane != "auto" else self._quick_s(graph)
             if expected_s is not None:
                 progress = self._run_at_once(graph, expected_s)
@@ -191,11 +193,9 @@ class Engine:
             self._shield.uninstall(level)
         return _handed(values, keep)
 
-    def _checked_lane(self, lane: str | None, limit: int | None) -> str:
+    def _checked_lane(self, lane: str | None) -> str:
         self._check_open()
         lane = self.settings.lane if lane is None else config.lane_named(lane)
-        if limit is not None and not (isinstance(limit, int) and limit >= 0):
-            raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number from 0, not {limit!r}")
         return "inline" if self._in_worker else lane
 
     def _quick_s(self, graph: Graph) -> float | None:
@@ -209,9 +209,10 @@ class Engine:
             return self._machine.quick_s(families)
 
     def _run_at_once(self, graph: Graph, expected_s: float) -> Progress:
+        buffer_bytes = self.settings.stream_buffer_bytes
         with self._threads.inside():
             try:
-                progress = run_at_once(graph, expected_s, self.settings.stream_buffer_bytes)
+                progress = contextvars.copy_context().run(run_at_once, graph, expected_s, buffer_bytes)
             except BaseException as error:
                 if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                     error.__traceback__ = error.__traceback__.tb_next.tb_next  # begins with the task's own frame
@@ -221,7 +222,8 @@ class Engine:
 
     def _run_alone(self, graph: Graph, keep: bool) -> list[Any]:
         """In this thread, with no help of any other."""
-        known = run_at_once(graph, math.inf, self.settings.stream_buffer_bytes).values
+        context, buffer_bytes = contextvars.copy_context(), self.settings.stream_buffer_bytes
+        known = context.run(run_at_once, graph, math.inf, buffer_bytes).values
         return _handed([known[index] for index in graph.outputs], keep)
 
     def _open(
@@ -273,7 +275,7 @@ class Engine:
                 item = job.kept.popleft() if job.kept else job.mailbox.get()
             kind = type(item)
             if kind is c.RunHere:
-                item = self._threads.run(item)
+                item = job.context.copy().run(self._threads.run, item)
             elif kind is c.FinishJob:
                 return None
             elif kind is c.FailJob:
@@ -524,6 +526,19 @@ class Engine:
     def status(self) -> dict[str, Any]:
         with self._lock:
             return status.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
+
+
+def _checked_limit(limit: Any) -> int | None:
+    """How many tasks may run at once, from whatever is a whole number: numpy's are none of Python's."""
+    if limit is None:
+        return None
+    try:
+        number = operator.index(limit)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number from 0, not {limit!r}")
+    return number
 
 
 def _handed(values: list[Any], keep: bool) -> list[Any]:

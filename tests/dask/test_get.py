@@ -287,6 +287,12 @@ def test_an_impossible_number_of_workers_is_refused(given: Any) -> None:
         get(DIAMOND, "out", num_workers=given)
 
 
+def test_any_whole_number_of_workers_will_do() -> None:
+    np = pytest.importorskip("numpy")
+    for number in (np.int64(2), np.uint8(1), True):
+        assert get(DIAMOND, "out", num_workers=number) == 13
+
+
 def test_more_workers_than_cores(tmp_path: Path) -> None:
     names = [str(i) for i in range(8)]
     dsk: dict[Any, Any] = {f"t{i}": (meet, str(tmp_path), name, names[i - 1]) for i, name in enumerate(names)}
@@ -358,6 +364,14 @@ def test_rerun_exceptions_locally(lane: str) -> None:
     with dask.config.set(rerun_exceptions_locally=True), pytest.raises(ValueError, match=r"\d") as error:
         get(dsk, "b")
     assert error.value.args[0] == before
+
+
+def test_settings_that_tasks_make_for_themselves(lane: str) -> None:
+    np = pytest.importorskip("numpy", minversion="2", reason="numpy keeps them in a context variable since 2.0")
+    before = np.geterr()
+    for _ in range(2):
+        assert get({"a": (np.seterr, "ignore")}, "a") == before
+        assert np.geterr() == before
 
 
 # --- nesting and threads ----------------------------------------------------------------------------------------------
