@@ -235,7 +235,7 @@ class Engine:
         job = Job.of_graph(graph, lane, observer, self._bring)
         outputs: list[int] | range = graph.outputs
         pinned: Collection[int] = graph.pinned
-        if observer is not None and getattr(observer, "needs_values", True):
+        if job.shows_values:
             if lane == "processes":
                 outputs = range(len(graph.calls))
             else:
@@ -247,6 +247,8 @@ class Engine:
             if is_open:
                 self._jobs.add(job)
         status.touch()
+        nested = self._threads.nested
+        job.listens = observer is not None and not nested and lane != "inline"
         event = e.JobSubmitted(
             job=job.number,
             base=job.base,
@@ -257,8 +259,8 @@ class Engine:
             pinned=pinned,
             lane=lane,
             limit=limit or self.settings.num_workers,
-            caller=-job.number,
-            nested=self._threads.nested,
+            caller=None if job.listens else -job.number,
+            nested=nested,
             launch_s=_LAUNCH_S_PER_MODULE * len(sys.modules),
         )
         return job if is_open else None, event
@@ -266,8 +268,8 @@ class Engine:
     def _drive(self, job: Job, event: e.JobSubmitted) -> c.FailJob | None:
         """The caller's part: runs what the machine gives to its slot, and calls the observer, until the job is over."""
         caller = event.caller
-        assert caller is not None
-        self._threads.enter(caller, job.mailbox)
+        if caller is not None:
+            self._threads.enter(caller, job.mailbox)
         with resting_collector():
             item: Any = self._post(event, slot=caller)
         while True:
@@ -307,6 +309,7 @@ class Engine:
     def _collected(self, job: Job) -> None:
         """The caller has taken what it wants: forget the job."""
         with self._shield:
+            job.stop_listening()
             self._threads.leave(-job.number)
             with self._lock:
                 if not self._jobs.remove(job):
@@ -461,9 +464,6 @@ class Engine:
 
     def _run_here(self, command: c.RunHere, slot: int | None, after: After) -> bool:
         """Whether the batch is for the current thread, which serves ``slot``; another's is put into its mailbox."""
-        job = self._jobs.by_number.get(command.job)
-        if job is not None:
-            job.tell_started(command.tasks)
         self._threads.get_ready(command, after)
         if command.slot == slot:
             return True

@@ -68,7 +68,8 @@ class Runtime(Executor):
             graph: read, and not changed; it must not change before this returns.
             lane: overrides the setting for this graph.
             limit: how many tasks may run at once; by default, or if it is 0, ``settings.num_workers``.
-            observer: is told of each task, in this thread.
+            observer: is told of each task, in this thread; so that it is told at once, the thread then runs no task,
+                except in lane ``inline`` and inside a task.
             rerun: a task that fails is run again in this thread, where a debugger sees it, before its exception is
                 raised.
             keep: return :class:`Stored` handles instead of values.

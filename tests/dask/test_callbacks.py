@@ -162,6 +162,12 @@ def test_profiler(lane: str) -> None:
         assert "headrace" in record.worker_id or "Thread" in record.worker_id
 
 
+def test_profiler_times_the_task_itself(lane: str) -> None:
+    with Profiler() as profiler:
+        get({("slow", i): (slow, i, 0.1) for i in range(2)}, [("slow", i) for i in range(2)])
+    assert all(record.end_time - record.start_time >= 0.1 for record in profiler.results)
+
+
 def test_resource_profiler() -> None:
     with ResourceProfiler(dt=0.01) as profiler:
         get({"a": (slow, 1, 0.1)}, "a")

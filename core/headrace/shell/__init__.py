@@ -5,6 +5,7 @@
     futures     what ``submit`` gives out, and the job that all of them belong to
     callbacks   the thread in which the callbacks of futures are called
     dropped     what finalizers and destructors have to say
+    telling     what those who watch a job hear of a batch
     threads     the threads that serve slots
     stages      the streams that tasks make: their threads, their end, circles of waits
     moving      which stages run in processes of their own

@@ -46,6 +46,10 @@ class LaneHost:
         """Passes an event on, once those who watch have been told, and what only the shell knows has been added."""
         if isinstance(event, e.WorkerRan):
             self._tell(event)
+        elif isinstance(event, e.ValuePublished):
+            job = self._jobs.of(event.task)
+            if job is not None:
+                job.tell_published(event.task, _place_of(event.worker))
         elif isinstance(event, e.TaskUnpicklable):
             job = self._jobs.of(event.task)
             if job is not None and isinstance(job.errors.get(event.task - job.base), MustStayHere):
@@ -66,7 +70,7 @@ class LaneHost:
 
     def _tell(self, event: e.WorkerRan) -> None:
         if timeline.recorders or any(job.observer is not None for job in list(self._jobs.by_number.values())):
-            place = f"headrace-worker-{event.worker}"
+            place = _place_of(event.worker)
             for span in event.spans:
                 job = self._jobs.of(span.task)
                 if job is not None:
@@ -122,3 +126,7 @@ class LaneHost:
         if job is None or job.abandoned:
             raise KeyError(task)
         return job
+
+
+def _place_of(worker: int) -> str:
+    return f"headrace-worker-{worker}"

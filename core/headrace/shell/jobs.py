@@ -10,9 +10,9 @@ open from ``add`` until its caller has taken its outputs; the job of the futures
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -30,6 +30,8 @@ from headrace.task import run_call
 BLOCK_BITS = 20
 _INDEX_MASK = (1 << BLOCK_BITS) - 1
 _SAMPLED_CALLS = 1000
+HEARD_WITHIN_S = 0.2
+"""A caller that is called by an observer for longer than this is not waited for: it may itself wait for a task."""
 
 
 class Observer(Protocol):
@@ -42,7 +44,7 @@ class Observer(Protocol):
     needs_values: bool
 
     def started(self, index: int) -> None:
-        """A task of the graph has been handed out; again if it is tried again."""
+        """A task of the graph is about to run here, or was sent to a worker; again if it is tried again."""
 
     def finished(self, index: int, value: Any, worker: str) -> None:
         """A task has its value; ``worker`` is the name of the thread or worker process that has made it."""
@@ -94,6 +96,9 @@ class Job:
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         self.kept: deque[Any] = deque()  # taken out of the mailbox while its caller was running a batch
         self.observer: Observer | None = None
+        self.listens = False  # its caller runs no task, so that it hears at once what the observer is told
+        self.shows_values = False  # the observer must be given every value
+        self.coming: set[int] = set()  # tasks that have run, of which it hears once their values can be had
         self.context = contextvars.copy_context()
         self.streams = False  # whether any of its values may be a stream
         self.pinned: Collection[int] = ()
@@ -108,6 +113,7 @@ class Job:
         """A job without number and base: :meth:`Jobs.add` gives it both."""
         job = cls(lane, bring)
         job.keys, job.calls, job.deps, job.observer = graph.keys, graph.calls, graph.deps, observer
+        job.shows_values = observer is not None and getattr(observer, "needs_values", True)
         for index, value in graph.literals.items():
             value = value.result() if isinstance(value, Stored) else value
             job.values[index] = value
@@ -157,7 +163,7 @@ class Job:
     # ---- those who watch: the observer, told in the caller's thread, and the timelines being recorded
 
     def tell_started(self, tasks: Iterable[int]) -> None:
-        """Tasks have been handed out."""
+        """Tasks are about to run here, or were sent to a worker."""
         observer, base = self.observer, self.base
         if observer is not None:
             for task in tasks:
@@ -173,22 +179,20 @@ class Job:
     def tell_opened(self, index: int, place: str) -> None:
         """A task has a value; if that is a stream, it still makes it."""
         observer = self.observer
-        if observer is not None:
-            value = self.values.get(index)
-            self.mailbox.put(lambda: observer.finished(index, value, place))
+        if observer is None:
+            return
+        if self.shows_values and index not in self.values:
+            self.coming.add(index)
+            return
+        value = self.values.get(index)
+        self.mailbox.put(lambda: observer.finished(index, value, place))
 
-    def teller(self, slot: int) -> Callable[[Span], None] | None:
-        """What has to be done after each task of a batch in this thread; None if nobody watches."""
-        if self.observer is None and not timeline.recorders:
-            return None
-        place = threading.current_thread().name
-
-        def tell(span: Span) -> None:
-            self.tell_finished(span, place)
-            if slot < 0:
-                self.call_observer()
-
-        return tell
+    def tell_published(self, task: int, place: str) -> None:
+        """The value of a task has been published. As :meth:`tell_finished`, but it is left to the caller to load it."""
+        observer, index = self.observer, task - self.base
+        if observer is not None and index in self.coming:
+            self.coming.discard(index)
+            self.mailbox.put(lambda: observer.finished(index, self.load(index), place))
 
     def call_observer(self) -> None:
         """In the caller's thread, while it runs a batch: passes on what is known by now, keeps commands for later."""
@@ -201,6 +205,30 @@ class Job:
                 item()
             else:
                 self.kept.append(item)
+
+    def let_listen(self) -> None:
+        """Blocks until the caller has heard what it was told, if it listens; but it may be busy with an observer."""
+        heard = _Heard()
+        if self.listens:
+            self.mailbox.put(heard)
+            with suppress(Empty):
+                heard.get(timeout=HEARD_WITHIN_S if self.listens else 0)  # asked again: see stop_listening
+
+    def stop_listening(self) -> None:
+        """The caller has left: nobody shall wait for it."""
+        self.listens = False
+        with suppress(Empty):
+            while True:
+                item = self.mailbox.get_nowait()
+                if type(item) is _Heard:
+                    item()
+
+
+class _Heard(SimpleQueue[None]):
+    """Stands in a mailbox behind what its owner should have heard; becomes full when that has come to it."""
+
+    def __call__(self) -> None:
+        self.put(None)
 
 
 class Jobs:

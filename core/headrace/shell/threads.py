@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from headrace.config import Settings
 from headrace.errors import NoThreadError
 from headrace.lanes.slots import Batch, Failure, Opening, Watch, run_batch
+from headrace.observe import timeline
 from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.shell.futures import After
 from headrace.shell.jobs import Job, Jobs
+from headrace.shell.telling import Teller
 
 if TYPE_CHECKING:  # most programs have no stream
     from headrace.shell.stages import Node, Stages
@@ -202,7 +204,8 @@ class SlotThreads:
             self._batches[batch.slot] = batch
             if watched:
                 self._watch.begin(batch)
-            end = run_batch(job, batch, budget_s, job.teller(batch.slot))
+            teller = Teller(job, batch, budget_s) if job.observer is not None or timeline.recorders else None
+            end = run_batch(job, batch, budget_s, teller)
             if not isinstance(end, Opening):
                 return end
             go_on = self._stages().open(job, batch, end)
