@@ -26,11 +26,11 @@ def observed(
     Args:
         dsk: the graph.
         keys: the wanted keys.
-        cache: values that are known already; becomes the state's ``cache``.
+        cache: values that are known already.
         callbacks: tuples of (start, start_state, pretask, posttask, finish), each of which may be None.
         run: runs a translated graph and tells an observer.
     """
-    dsk = internals.convert_legacy_graph(dsk)
+    dsk = internals.convert_legacy_graph(dsk, {*dsk, *cache} if cache else None)
     state: dict[str, Any] = {}
     started = []
     failed = True
@@ -116,9 +116,9 @@ def _priorities(graph: Graph) -> dict[Any, int]:
     return {key: index for index, key in enumerate(graph.keys)}
 
 
-def _state(dsk: Mapping[Any, Any], graph: Graph, cache: MutableMapping[Any, Any] | None) -> dict[str, Any]:
-    """The state in which dask would start this graph: without what is not needed."""
-    needed = {key: dsk[key] for key in graph.keys if key in dsk and (cache is None or key not in cache)}
-    keys = list(needed)
-    state: dict[str, Any] = internals.start_state(needed, {} if cache is None else cache, _priorities(graph), keys)
-    return state
+def _state(dsk: Mapping[Any, Any], graph: Graph, cache: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """The state in which dask would start this graph: without what is not needed. What is known already is its data."""
+    needed = {key: dsk[key] for key in graph.keys if key in dsk}
+    if cache:
+        needed.update({key: internals.DataNode(key, cache[key]) for key in graph.keys if key in cache})
+    return internals.start_state(needed, {}, _priorities(graph), list(needed))

@@ -9,16 +9,18 @@ What is slow (building the state that callbacks look at, looking for settings) i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import dask.config
 
 from headrace import config
-from headrace.runtime import Runtime, default
+from headrace.graph import Graph
+from headrace.runtime import Runtime, Stored, default
 from headrace.store.pickling import estimate_size
 from headrace_dask import internals
-from headrace_dask.compiling import BULKY_BYTES
+from headrace_dask.compiling import BULKY_BYTES, Bulky
 from headrace_dask.observers import observed
 from headrace_dask.translate import translate
 
@@ -46,8 +48,8 @@ class Scheduler:
         Args:
             dsk: a dict, a HighLevelGraph or an expression. It is not changed.
             keys: a key, or arbitrarily nested lists of keys.
-            cache: values that are known already; gets the graph's data and the results. By default dask's setting
-                ``cache``.
+            cache: values that are known already; has the graph's data while it is computed, and gets the results. By
+                default dask's setting ``cache``.
             num_workers: how many tasks may run at once; by default dask's setting ``num_workers``, then Headrace's.
             pool: a :class:`headrace.Runtime` to be used instead of this process's own; or another executor or a
                 ``multiprocessing.Pool``: then dask's own loop runs the tasks there. By default dask's setting ``pool``.
@@ -146,12 +148,12 @@ def _compute(
     if cache is None:
         cache = dask.config.get("cache", None)
 
-    def run(graph: Any, observer: Any = None) -> list[Any]:
-        if cache is not None:
-            for index, value in graph.literals.items():
-                cache[graph.keys[index]] = value
+    def run(graph: Graph, observer: Any = None) -> list[Any]:
         limit = num_workers or dask.config.get("num_workers", None)
-        values: list[Any] = runtime.run(graph, lane=lane, limit=limit, observer=observer, rerun=bool(rerun), keep=keep)
+        with nullcontext() if cache is None else _data_in(cache, graph):
+            values: list[Any] = runtime.run(
+                graph, lane=lane, limit=limit, observer=observer, rerun=bool(rerun), keep=keep
+            )
         return values
 
     with internals.local_callbacks(callbacks) as active:
@@ -162,6 +164,22 @@ def _compute(
     if cache is not None:
         cache.update(zip(flat, [v.result() for v in values] if keep else values, strict=True))
     return flat, values
+
+
+@contextmanager
+def _data_in(cache: MutableMapping[Any, Any], graph: Graph) -> Iterator[None]:
+    """Has the data nodes of a graph in a cache, where dask has them while it computes."""
+    added: list[Any] = []
+    try:
+        for index, value in graph.literals.items():
+            key = graph.keys[index]
+            if type(key) is not Bulky and key not in cache:
+                cache[key] = value.result() if type(value) is Stored else value
+                added.append(key)
+        yield
+    finally:
+        for key in added:
+            cache.pop(key, None)
 
 
 def _shaped(keys: Any, flat: list[Any], values: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from dask.callbacks import Callback
 from dask.diagnostics import CacheProfiler, Profiler, ProgressBar, ResourceProfiler
 from dask.local import get_sync
 
-from headrace.testing import TaskError, fail, identity, inc, slow, sum_up
+from headrace.testing import TaskError, collect, fail, identity, inc, slow, sum_up
 from headrace_dask import get
 
 pytestmark = pytest.mark.shares_runtime
@@ -206,6 +206,45 @@ def test_opportunistic_cache(lane: str) -> None:
         for _ in range(2):
             assert get({"a": (costly, 1), "out": (identity, "a")}, "out", lane="inline") == 2
     assert calls == [1]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_cached_results_are_the_results(lane: str, size: int) -> None:
+    pytest.importorskip("cachey")
+    np = pytest.importorskip("numpy")
+    from dask.cache import Cache
+
+    with Cache(1e9):
+        for _ in range(2):
+            total, ones = get({"ones": (np.ones, size), "sum": (np.sum, "ones")}, ["sum", "ones"])
+            assert total == size == ones.sum()
+
+
+@pytest.mark.parametrize("known", [1, 0, [], "text"])
+def test_values_that_are_known_already(lane: str, known: Any) -> None:
+    dsk = {"b": (identity, "a"), "c": (collect, "b", "a", 1), "not needed": (fail,)}
+    plain: dict[Any, Any] = {"a": known, "other": 2}
+    watched = dict(plain)
+    recorder = Recorder()
+    expected = get(dsk, "c", cache=plain)
+    with recorder:
+        assert get(dsk, "c", cache=watched) == expected == ((known, known, 1), {})
+    assert watched == plain == {"a": known, "other": 2, "c": expected}
+    assert [event[:2] for event in recorder.events if event[0] == "posttask"] == [("posttask", "b"), ("posttask", "c")]
+    assert recorder.states[0]["cache"] == {"a": known}
+
+
+def test_known_arrays(lane: str) -> None:
+    np = pytest.importorskip("numpy")
+    with Recorder():
+        assert get({"sum": (np.sum, "array")}, "sum", cache={"array": np.ones(3)}) == 3
+
+
+def test_a_task_whose_value_is_known_is_not_told() -> None:
+    recorder = Recorder()
+    with recorder:
+        assert get(GRAPH, "out", cache={"b": 10}) == 13
+    assert [event[1] for event in recorder.events if event[0] == "posttask"] == ["a", "c", "alias", "out"]
 
 
 def test_registered_callback_is_told_by_computes_of_collections() -> None:

@@ -345,10 +345,32 @@ if __name__ == "__main__":
 def test_cache_gives_and_takes(lane: str) -> None:
     cache = {"l": 100}
     assert get(DIAMOND, ["out"], cache=cache) == (111,)
-    assert cache["out"] == 111
-    assert cache["x"] == 1
+    assert cache == {"l": 100, "out": 111}
     with dask.config.set(cache=cache):
         assert get(DIAMOND, "l") == 100
+
+
+def test_cache_has_the_data_while_it_is_computed() -> None:
+    cache: dict[Any, Any] = {}
+    seen = get({"data": 1, "seen": (lambda _: dict(cache), "data")}, "seen", lane="inline", cache=cache)
+    assert seen == {"data": 1}
+    assert get({"data": 1}, "data", cache=cache) == 1
+    assert cache == {"data": 1, "seen": {"data": 1}}
+
+
+def test_cache_keeps_no_arguments() -> None:
+    np = pytest.importorskip("numpy")
+    ours: dict[Any, Any] = {}
+    theirs: dict[Any, Any] = {}
+    for _ in range(2):
+        dsk = {"large": np.ones(100_000), "sum": (np.sum, np.ones(100_000)), "both": (add, "sum", (np.sum, "large"))}
+        assert get(dsk, "both", cache=ours) == dask.threaded.get(dsk, "both", cache=theirs) == 200_000
+        assert ours == theirs
+    with dask.config.set(cache=ours):
+        kept = delayed(np.ones)(100_000).persist(scheduler="headrace")
+        assert kept.sum().compute(scheduler="headrace") == 100_000
+        values = [value for key, value in ours.items() if key != "both"]
+        assert sorted(map(np.size, values)) == [1, 100_000]
 
 
 def test_rerun_exceptions_locally(lane: str) -> None:
