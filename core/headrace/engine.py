@@ -341,14 +341,14 @@ class Engine:
         return pipeline
 
     def shutdown(self, wait: bool, cancel_futures: bool = False) -> None:
-        self._closed, closed = True, self._closed
-        if self._pid != os.getpid():
+        forked = self._pid != os.getpid()
+        if wait and self._threads.nested and not forked:
+            raise RuntimeError("a task cannot wait for the end of the Runtime that runs it: use shutdown(wait=False)")
+        self._closed = True
+        if forked:
             return
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures.open)))
-        if wait and self._threads.nested:
-            self._closed = closed
-            raise RuntimeError("a task cannot wait for the end of the Runtime that runs it: use shutdown(wait=False)")
         if wait and not self._is_deciding():
             self._stop_when_done()
         else:
