@@ -33,9 +33,22 @@ class Part(str, enum.Enum):
     LOADER = "headrace.tests.loader"
 
 
+class Text(str):
+    """Cannot be marshalled, as a ``str`` can."""
+
+
+class LazyText:
+    def __str__(self) -> str:
+        return Text("shown late")
+
+
 def log(name: str, level: int) -> int:
     logging.getLogger(name).log(level, "seen by %s", Odd())
     return level
+
+
+def log_lazily() -> None:
+    logging.getLogger("headrace.tests").warning(LazyText())
 
 
 def log_exception() -> None:
@@ -61,6 +74,11 @@ def test_handlers_see_them(rt: Runtime, caplog: pytest.LogCaptureFixture) -> Non
         ("headrace.tests", "WARNING", "seen by odd")
     ]
     assert caplog.records[0].funcName == "log"
+
+
+def test_the_text_is_of_a_subclass_of_str(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+    run(rt, log_lazily)
+    assert [record.getMessage() for record in caplog.records] == ["shown late"]
 
 
 def test_levels_follow(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:

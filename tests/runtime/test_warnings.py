@@ -22,6 +22,15 @@ class LocalOnly(UserWarning):
         raise TypeError("stays here")
 
 
+class Text(str):
+    """Cannot be marshalled, as a ``str`` can."""
+
+
+class LazyText(UserWarning):
+    def __str__(self) -> str:
+        return Text("look out late")
+
+
 def warn(category: type[Warning], text: str = "look out") -> int:
     warnings.warn(text, category, stacklevel=1)
     return 1
@@ -69,6 +78,11 @@ def test_error_is_raised_in_the_task(rt: Runtime) -> None:
 def test_what_cannot_be_pickled_comes_as_its_base(rt: Runtime) -> None:
     with pytest.warns(UserWarning, match="look out"):
         run(rt, LocalOnly)
+
+
+def test_the_text_is_of_a_subclass_of_str(rt: Runtime) -> None:
+    with pytest.warns(LazyText, match="look out late"):
+        run(rt, LazyText)
 
 
 def test_filters_by_module_and_line(rt: Runtime) -> None:

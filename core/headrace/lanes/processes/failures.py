@@ -38,7 +38,7 @@ def describe_failure(error: BaseException, skip_frames: int = 0) -> Failure:
         pickled, _ = _pickle(_Anew(error))
         if pickled is not None:
             text += f"(The exception itself could not be brought here: {reason}. It was made anew from what could.)\n"
-    return pickled, name, _text(error), bases, text, reason
+    return pickled, name, text_of(error), bases, text, reason
 
 
 def _pickle(error: BaseException | _Anew) -> tuple[_Pickled | None, str]:
@@ -61,7 +61,7 @@ class _Anew:
 
     def __reduce__(self) -> Any:
         error = self._error
-        args = tuple([arg if _travels(arg) else _text(arg) for arg in error.args])
+        args = tuple([arg if _travels(arg) else text_of(arg) for arg in error.args])
         return _make_anew, (type(error), args, {name: v for name, v in vars(error).items() if _travels(v)})
 
 
@@ -170,12 +170,13 @@ def _substitute(bases: list[str], message: str) -> BaseException:
     return RuntimeError(message)
 
 
-def _text(obj: object) -> str:
+def text_of(obj: object) -> str:
+    """Its text, which can be marshalled: that of a user's ``__str__`` may be of a subclass, which cannot."""
     try:
-        return str(obj)
+        return "".join([str(obj)])
     except BaseException:  # the user's __str__, which may raise anything
         return "<its text cannot be made>"
 
 
 def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_text(error)}"
+    return f"{type(error).__name__}: {text_of(error)}"

@@ -64,7 +64,7 @@ class _Reporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             fields: dict[str, Any] = {name: _plain(getattr(record, name, None)) for name in _FIELDS}
-            fields["msg"] = record.getMessage()
+            fields["msg"] = _plain(record.getMessage())
             if record.exc_info and not record.exc_text:
                 fields["exc_text"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
             said = marshal.dumps(fields)

@@ -17,6 +17,7 @@ import warnings
 from typing import Any
 
 from headrace import companions
+from headrace.lanes.processes.failures import text_of
 from headrace.lanes.processes.parcels import Parcel, open_whole, whole
 from headrace.store.pickling import pack
 
@@ -89,7 +90,7 @@ def _describe(message: Any, filename: str, line: int) -> bytes:
         parcel = whole(pack(message))
     except Exception:
         pass  # its text will do
-    return marshal.dumps((parcel, base.__name__, str(message), filename, line))
+    return marshal.dumps((parcel, base.__name__, text_of(message), filename, line))
 
 
 def _show(described: bytes) -> None:
