@@ -156,11 +156,15 @@ def _compute(
             )
         return values
 
-    with internals.local_callbacks(callbacks) as active:
+    local = internals.local_callbacks(callbacks)
+    active = local.__enter__()
+    try:
         if active:
             values = observed(graph_of, flat, cache, active, run)
         else:
             values = run(translate(graph_of, flat, values=cache))
+    finally:  # with no word of an exception, whose traceback it would set: that of a frozen dataclass refuses
+        local.__exit__(None, None, None)
     if cache is not None:
         cache.update(zip(flat, [v.result() for v in values] if keep else values, strict=True))
     return flat, values

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import at_exit, config
 from headrace.background import start_aside
-from headrace.errors import ConfigError, InternalError, NoThreadError, StreamError, raised_in
+from headrace.errors import ConfigError, HeadraceError, InternalError, StreamError, raised_in
 from headrace.event_loops import hide_event_loop
 from headrace.graph import Graph, resting_collector
 from headrace.observe import status, timeline
@@ -215,7 +215,7 @@ class Engine:
                 progress = contextvars.copy_context().run(run_at_once, graph, expected_s, buffer_bytes)
             except BaseException as error:
                 if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                    error.__traceback__ = error.__traceback__.tb_next.tb_next  # begins with the task's own frame
+                    error.with_traceback(error.__traceback__.tb_next.tb_next)  # begins with the task's own frame
                 raise
         self._post(e.QuickTasksRan(progress.ran))
         return progress
@@ -497,7 +497,7 @@ class Engine:
         except RuntimeError:  # no thread is left for this process
             after.append(clear_up)
 
-    def _threads_failed(self, report: NoThreadError) -> None:
+    def _threads_failed(self, report: HeadraceError) -> None:
         after: After = []
         with self._lock:
             self._crash(report, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import multiprocessing.pool
 import os
@@ -22,6 +23,7 @@ from dask import delayed
 from dask._task_spec import Task, TaskRef
 
 import headrace_dask
+from headrace.config import LANES
 from headrace.errors import ConfigError, CycleError, MissingKeyError
 from headrace.runtime import Runtime
 from headrace.testing import TaskError, collect, fail, get_pid, identity, inc, meet, slow, sum_up
@@ -478,3 +480,19 @@ def test_slow_and_quick_tasks_together(lane: str) -> None:
     dsk: dict[Any, Any] = {("quick", i): (identity, -i) for i in range(100)}
     dsk |= {("slow", i): (slow, -i, 0.002) for i in range(10)}
     assert get(dsk, list(dsk)) == (*range(0, -100, -1), *range(0, -10, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+def fail_with(code: int) -> None:
+    raise FrozenError(code)
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_an_exception_that_refuses_attributes_arrives_as_itself(lane: str) -> None:
+    with pytest.raises(FrozenError) as caught:
+        get({"x": (fail_with, 1)}, "x", lane=lane)
+    assert caught.value == FrozenError(1)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextvars
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.config import Settings
-from headrace.errors import NoThreadError
+from headrace.errors import HeadraceError, InternalError, NoThreadError
 from headrace.lanes.slots import Batch, Failure, Opening, Watch, run_batch
 from headrace.observe import timeline
 from headrace.sched import commands as c
@@ -41,6 +40,20 @@ class Post(Protocol):
     def __call__(self, *events: e.Event, slot: int | None = None) -> c.RunHere | None: ...
 
 
+class _Inside:
+    """Not a ``contextmanager``, which sets the traceback of what it lets through: not every exception takes that."""
+
+    def __init__(self, local: threading.local) -> None:
+        self._local = local
+        self._depth = getattr(local, "depth", 0)
+
+    def __enter__(self) -> None:
+        self._local.depth = self._depth + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._local.depth = self._depth
+
+
 class SlotThreads:
     """Mailboxes by slot, and a thread for each slot of the pool (ids above 0), started when it is first used.
 
@@ -51,7 +64,7 @@ class SlotThreads:
         settings: for streams.
         waits_for: given a task that has not begun, those that it waits for; if it is in the batch of a slot, that slot.
         unfinished: given a job, the tasks that its caller waits for.
-        failed_to_start: told that a thread could not be started.
+        failed: told that a thread could not be started, or cannot go on.
     """
 
     def __init__(
@@ -62,7 +75,7 @@ class SlotThreads:
         settings: Settings,
         waits_for: Callable[[int], tuple[list[int], int | None]],
         unfinished: Callable[[int], list[int]],
-        failed_to_start: Callable[[NoThreadError], object],
+        failed: Callable[[HeadraceError], object],
     ) -> None:
         self._jobs = jobs
         self._post = post
@@ -74,7 +87,7 @@ class SlotThreads:
         self._watch = Watch(self._stalled)
         self._waits_for = waits_for
         self._unfinished = unfinished
-        self._failed_to_start = failed_to_start
+        self._report = failed
         self._settings = settings
         self.stages: Stages | None = None  # made with the first stream
         self._making = threading.Lock()
@@ -84,16 +97,9 @@ class SlotThreads:
         """Whether the current thread is inside a task."""
         return getattr(self._local, "depth", 0) > 0
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> _Inside:
         """The current thread is inside a task, though not in one of a batch."""
-        local = self._local
-        depth = getattr(local, "depth", 0)
-        try:
-            local.depth = depth + 1
-            yield
-        finally:
-            local.depth = depth
+        return _Inside(self._local)
 
     def about_to_wait(self) -> None:
         """The current thread will wait for a future or a stream: if it is of the pool, another takes over its part."""
@@ -137,7 +143,7 @@ class SlotThreads:
         try:
             thread.start()
         except RuntimeError:
-            self._failed_to_start(NoThreadError(_NO_THREAD))
+            self._report(NoThreadError(_NO_THREAD))
             return
         self._threads.add(thread)
         for ended in [thread for thread in list(self._threads) if not thread.is_alive()]:
@@ -149,10 +155,20 @@ class SlotThreads:
             if item is None:
                 return
             while item is not None:
-                item = self._context(item).run(self.run, item)
+                item = self._served(item, mailbox)
             if not self._exists(slot):
                 self._mailboxes.pop(slot, None)
                 return
+
+    def _served(self, command: c.RunHere, mailbox: SimpleQueue[Any]) -> c.RunHere | None:
+        try:
+            return self._context(command).run(self.run, command)
+        except BaseException as error:  # a bug of ours: if this thread just ended, its batch would be waited for
+            if self._mailboxes.get(command.slot) is mailbox:  # or else all who wait have been told already
+                report = InternalError(f"the thread of a slot broke: {error!r}")
+                report.__cause__ = error
+                self._report(report)
+            return None
 
     def _context(self, command: c.RunHere) -> contextvars.Context:
         """For a batch. Apart, so that no thread holds a job, and with it a whole graph, while it has nothing to do."""
@@ -185,7 +201,7 @@ class SlotThreads:
         if isinstance(error, KeyboardInterrupt) and slot < 0 and threading.current_thread() is threading.main_thread():
             raise error
         if error.__traceback__ is not None:
-            error.__traceback__ = error.__traceback__.tb_next or error.__traceback__
+            error.with_traceback(error.__traceback__.tb_next or error.__traceback__)
         job.errors[failure.task - job.base] = error
         if self.stages is not None:
             self.stages.abandon(failure.task)

@@ -11,6 +11,7 @@ anew without its constructor, so that the caller's ``except`` clauses fit.
 from __future__ import annotations
 
 import builtins
+import copyreg
 from typing import Any, TypeAlias
 
 from headrace.errors import MustStayHere, RemoteTraceback, UnpicklableError
@@ -18,6 +19,7 @@ from headrace.lanes.processes.parcels import open_whole, whole
 from headrace.store.pickling import pack
 
 _Pickled: TypeAlias = tuple[bytes, list[bytes]]
+_copyreg: Any = copyreg
 Failure: TypeAlias = tuple["_Pickled | None", str, str, list[str], str, str]
 
 
@@ -61,8 +63,21 @@ class _Anew:
 
     def __reduce__(self) -> Any:
         error = self._error
-        args = tuple([arg if _travels(arg) else text_of(arg) for arg in error.args])
-        return _make_anew, (type(error), args, {name: v for name, v in vars(error).items() if _travels(v)})
+        slots = [name for name in _copyreg._slotnames(type(error)) if hasattr(error, name)]
+        attributes = vars(error) | {name: getattr(error, name) for name in slots}
+        travelling = {name: value for name, value in attributes.items() if _travels(value)}
+        return _make_anew, (type(error), tuple(map(_travelling, error.args)), travelling)
+
+
+def _travelling(arg: Any) -> Any:
+    """What is sent of an argument: itself, or what can be; an exception group has exceptions in a list."""
+    if _travels(arg):
+        return arg
+    if isinstance(arg, BaseException):
+        return _Anew(arg)
+    if type(arg) in (list, tuple):
+        return [_travelling(item) for item in arg]
+    return text_of(arg)
 
 
 def _make_anew(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
@@ -70,6 +85,8 @@ def _make_anew(kind: type[BaseException], args: tuple[Any, ...], attributes: dic
     base: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     error: BaseException = base.__new__(kind, *args)
     base.__init__(error, *args)
+    for name in attributes.keys() & _copyreg._slotnames(kind):
+        BaseException.__setattr__(error, name, attributes.pop(name))
     error.__dict__.update(attributes)
     return error
 
@@ -93,7 +110,7 @@ def revive_failure(failure: Failure) -> BaseException:
             reason = _say(problem)
     if error is None:
         error = _substitute(bases, f"{name}: {text} (the exception itself could not be brought here: {reason})")
-    error.__cause__ = RemoteTraceback(trace)
+    _set_cause(error, RemoteTraceback(trace))
     return error
 
 
@@ -126,7 +143,7 @@ def name_result(error: BaseException, task: str) -> None:
     )
     named.__cause__, named.__context__ = error.__cause__, error.__context__
     named.__suppress_context__ = error.__suppress_context__
-    error.__cause__ = named
+    _set_cause(error, named)
 
 
 def must_stay(error: BaseException | None) -> bool:
@@ -148,6 +165,10 @@ def format_traceback(error: BaseException, skip_frames: int = 0) -> str:
         return "".join(traceback.format_exception(type(error), error, frame))
     except Exception as problem:  # formatting runs the user's __str__ and looks into the user's source files
         return f"{type(error).__name__} (its traceback could not be formatted: {_say(problem)})\n"
+
+
+def _set_cause(error: BaseException, cause: BaseException) -> None:
+    BaseException.__setattr__(error, "__cause__", cause)  # its own, as that of a frozen dataclass, may refuse
 
 
 def _load(pickled: _Pickled) -> BaseException:
