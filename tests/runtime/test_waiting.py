@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,79 @@ def test_more_tasks_wait_than_there_are_slots(lane: str, way: str) -> None:
 
         futures = [rt.submit(parent, number) for number in range(8)]
         assert [future.result(TIMEOUT_S) for future in futures] == list(range(1, 9))
+
+
+def _first_of(futures: list[Any]) -> set[Any]:
+    return concurrent.futures.wait(futures, TIMEOUT_S, concurrent.futures.FIRST_COMPLETED).done
+
+
+MANY: dict[str, Callable[[list[Any]], set[Any]]] = {
+    "wait": lambda futures: concurrent.futures.wait(futures, TIMEOUT_S).done,
+    "first": _first_of,
+    "as_completed": lambda futures: set(concurrent.futures.as_completed(futures, TIMEOUT_S)),
+}
+
+
+@pytest.mark.parametrize("way", MANY)
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_ran_before_in_the_same_batch_is_found_done(way: str, count: int) -> None:
+    submitted = threading.Event()
+    with Runtime(lane="threads", num_workers=1, check=True) as rt:
+        rt.submit(submitted.wait, TIMEOUT_S)
+        quick = [rt.submit(testing.inc, number) for number in range(count)]
+        waiting = rt.submit(lambda: MANY[way](quick) == set(quick))
+        submitted.set()
+        assert waiting.result(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("way", MANY)
+def test_two_tasks_wait_for_what_the_other_s_thread_ran(way: str) -> None:
+    submitted, both = threading.Event(), threading.Barrier(2)
+
+    def wait_for(futures: list[Any]) -> bool:
+        both.wait(TIMEOUT_S)
+        return MANY[way](futures) <= set(futures)
+
+    with Runtime(lane="threads", num_workers=2, check=True) as rt:
+        for _ in range(20):
+            submitted.clear()
+            for _ in range(2):
+                rt.submit(submitted.wait, TIMEOUT_S)
+            one, other = ([rt.submit(testing.inc, number) for number in range(4)] for _ in range(2))
+            waiting = [rt.submit(functools.partial(wait_for, futures)) for futures in (other, one)]
+            submitted.set()
+            assert all(future.result(TIMEOUT_S) for future in waiting)
+
+
+@pytest.mark.parametrize("way", MANY)
+def test_no_future_is_held_when_others_are_resolved(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or two threads could each hold what the other is about to resolve."""
+    held: list[bool] = []
+    with Runtime(lane="threads", num_workers=1, check=True) as rt:
+        about_to_wait = rt._engine._futures.about_to_wait
+
+        def look() -> None:
+            held.append(any(future._condition._is_owned() for future in futures))
+            about_to_wait()
+
+        monkeypatch.setattr(rt._engine._futures, "about_to_wait", look)
+        futures: list[Any] = [rt.submit(testing.inc, number) for number in range(3)]
+        MANY[way](futures)
+    assert held[0] is False
+
+
+@pytest.mark.parametrize("way", MANY)
+@pytest.mark.parametrize("lane", HERE)
+def test_tasks_wait_for_quick_ones_of_their_own(lane: str, way: str) -> None:
+    with Runtime(lane=lane, num_workers=2, check=True) as rt:
+
+        def parent(number: int) -> set[int]:
+            futures = [rt.submit(testing.inc, number + child) for child in range(5)]
+            assert MANY[way](futures) <= set(futures)
+            return {future.result(TIMEOUT_S) - number for future in futures}
+
+        futures = [rt.submit(parent, number) for number in range(20)]
+        assert all(future.result(TIMEOUT_S) == {1, 2, 3, 4, 5} for future in futures)
 
 
 @pytest.mark.parametrize("lane", HERE)

@@ -32,7 +32,21 @@ class _Condition(threading.Condition):
     ``with`` looks both methods up before it calls the first, so here it calls the lock's own, and no Python runs
     between the taking of the lock and the block. Those of the standard library are functions in Python: Ctrl-C in the
     midst of one leaves the future locked, and the thread that is to resolve it waits for ever.
+
+    Only ``concurrent.futures.wait`` and ``as_completed`` call :meth:`acquire`: of one future after the other, all of
+    which they then hold while they look which are done. So whoever calls it says before the first that it will wait.
+    What is told then may resolve any of them.
     """
+
+    def __init__(self, about_to_wait: Callable[[], None]) -> None:
+        super().__init__()
+        self._about_to_wait = about_to_wait
+        self._take = self.acquire  # the lock's own, which stands before that of this class
+        del self.acquire
+
+    def acquire(self, blocking: bool = True, timeout: float = -1.0) -> bool:
+        self._about_to_wait()
+        return self._take(blocking, timeout)
 
     __enter__ = property(lambda self: self._lock.__enter__)  # pyright: ignore[reportAssignmentType]  # see above
     __exit__ = property(lambda self: self._lock.__exit__)  # pyright: ignore[reportAssignmentType]  # see above
@@ -42,7 +56,7 @@ class _Condition(threading.Condition):
             return super().wait(timeout)
         except BaseException:
             if not self._is_owned():  # type: ignore[attr-defined]  # typeshed leaves it out
-                self.acquire()  # for the ``with`` that we are in to give it back
+                self._take()  # for the ``with`` that we are in to give it back
             raise
 
 
@@ -52,11 +66,10 @@ class RuntimeFuture(Future[Any]):
 
     def __init__(self, owner: Futures, task: int) -> None:
         super().__init__()
-        self._condition = _Condition()
+        self._condition = _Condition(owner.about_to_wait)
         self._owner = owner
         self._task = task
         self._cause: _Cause | None = None
-        self._waiters = _Waiters(owner.about_to_wait)
 
     def result(self, timeout: float | None = None) -> Any:
         """As that of ``concurrent.futures``. A task may call it: it does not keep another one from running."""
@@ -96,18 +109,6 @@ class RuntimeFuture(Future[Any]):
         raise UnpicklableError(
             "a Future stays in its process: pass it as an argument to submit(), not inside an object"
         )
-
-
-class _Waiters(list[Any]):
-    """Where ``concurrent.futures.wait`` and ``as_completed`` leave a note when they are about to wait for a future."""
-
-    def __init__(self, about_to_wait: Callable[[], None]) -> None:
-        super().__init__()
-        self._about_to_wait = about_to_wait
-
-    def append(self, waiter: Any) -> None:
-        self._about_to_wait()
-        super().append(waiter)
 
 
 class _Cause:
