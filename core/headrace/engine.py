@@ -46,6 +46,7 @@ from headrace.stream.handle import Stream
 if TYPE_CHECKING:
     from headrace.shell.pipeline import Pipeline
 
+_ENDED = "this Runtime has been shut down; create a new one"
 EXIT_TIMEOUT_S = 1.0
 """So long the end waits for the lane's thread to end its workers."""
 _LAUNCH_S_PER_MODULE = 0.4e-3
@@ -67,7 +68,8 @@ class Engine:
         self._in_worker = worker is not None and worker.in_worker()  # the cores are taken: no pool inside a pool
         self.settings = dataclasses.replace(settings, lane="inline") if self._in_worker else settings
         self._pid = os.getpid()
-        self._closed = False
+        self._closed = False  # set to True under the lock where work may come at the same moment
+        self._stopped = False  # nothing is decided any more; under the lock
         self._retired = False  # the interpreter ends, and graphs of its last destructors run at once
         self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._lock: Any = threading.RLock()  # see _is_deciding
@@ -84,7 +86,9 @@ class Engine:
             self._unfinished,
             self._threads_failed,
         )
-        self._futures = Futures(self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running)
+        self._futures = Futures(
+            self._jobs, self._lock, self._post, self._threads.about_to_wait, self._is_running, self._check_accepting
+        )
         self._processes = Processes(self.settings, self._jobs, self._post, self._futures.callbacks.call, self._shield)
         self._performers: dict[type, Callable[[Any, After], None]] = {
             c.Release: self._processes.release,
@@ -245,6 +249,7 @@ class Engine:
         with self._lock:
             is_open = not self._retired
             if is_open:
+                self._check_accepting()
                 self._jobs.add(job)
         status.touch()
         nested = self._threads.nested
@@ -338,15 +343,22 @@ class Engine:
         self._check_open()
         pipeline = Pipeline(stages, holder)
         self._pipelines.add(pipeline)
+        try:
+            self._check_open()  # once more: its end may have come by before this one was there to be closed
+        except RuntimeError:
+            pipeline.close()
+            raise
         return pipeline
 
     def shutdown(self, wait: bool, cancel_futures: bool = False) -> None:
         forked = self._pid != os.getpid()
         if wait and self._threads.nested and not forked:
             raise RuntimeError("a task cannot wait for the end of the Runtime that runs it: use shutdown(wait=False)")
-        self._closed = True
         if forked:
+            self._closed = True
             return
+        with self._shield, self._lock:
+            self._closed = True
         if cancel_futures:
             self._post(e.TasksCancelled(tuple(self._futures.open)))
         if wait and not self._is_deciding():
@@ -399,7 +411,7 @@ class Engine:
 
     def stop(self) -> None:
         """Ends it at once: whoever waits for some of its work gets a RuntimeError. Blocks until all is stopped."""
-        self._closed = True
+        self._closed = True  # without the lock: what is still accepted is forgotten below
         for pipeline in list(self._pipelines):
             pipeline.close()
         self._threads.stop_watching()
@@ -408,6 +420,7 @@ class Engine:
         error = RuntimeError(f"this Runtime was shut down while the graph ran; {advice}")
         with self._shield:
             with self._lock:
+                self._stopped = True
                 fail_futures, close_lane = self._begin_afresh(error)
             fail_futures()
         close_lane(EXIT_TIMEOUT_S)
@@ -417,9 +430,15 @@ class Engine:
 
     def _check_open(self) -> None:
         if self._closed and not self._retired:
-            raise RuntimeError("this Runtime has been shut down; create a new one")
+            raise RuntimeError(_ENDED)
         if self._pid != os.getpid():
             raise RuntimeError("this Runtime belongs to the parent process; create one of your own after a fork")
+
+    def _check_accepting(self) -> None:
+        """Under the lock, in which the work is taken in: so it cannot be stopped in between."""
+        self._check_open()
+        if self._stopped:
+            raise RuntimeError(_ENDED)
 
     # ---- events in, commands out
 
@@ -432,6 +451,8 @@ class Engine:
         after: After = []
         with self._shield:
             with self._lock:
+                if self._stopped:  # whoever waits has been told: nothing may be started that nobody ends
+                    return None
                 try:
                     mine = self._decide(events, slot, after)
                 except BaseException as error:  # whatever it was, nobody knows how far the change has come

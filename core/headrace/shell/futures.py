@@ -129,6 +129,7 @@ class Futures:
         post: hands events to the machine, and tells it of futures that were dropped.
         about_to_wait: called in a thread that is about to wait for a future.
         is_running: whether a task has been handed out.
+        check_accepting: called under the lock; raises if no more work is taken.
     """
 
     def __init__(
@@ -138,12 +139,14 @@ class Futures:
         post: Callable[..., object],
         about_to_wait: Callable[[], None],
         is_running: Callable[[int], bool],
+        check_accepting: Callable[[], None],
     ) -> None:
         self._jobs = jobs
         self._lock = lock
         self.post = post
         self.about_to_wait = about_to_wait
         self.is_running = is_running
+        self._check_accepting = check_accepting
         self.callbacks = Callbacks()
         self.open: dict[int, RuntimeFuture] = {}
         # By the task that has raised, for what is submitted with one of its futures; weakly, because an error holds the
@@ -154,16 +157,21 @@ class Futures:
         self.dropped = Dropped(post)
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RuntimeFuture:
-        """Makes a task of a call, whose arguments may contain futures of ours."""
+        """Makes a task of a call, whose arguments may contain futures of ours.
+
+        Raises:
+            RuntimeError: no more work is taken.
+        """
         call, deps = self._call(fn, args, kwargs)
         self.dropped.start()
+        name = str(getattr(fn, "__name__", type(fn).__name__))
         with self._lock:
-            task = self._jobs.new_future()
-        job, future = self._jobs.futures, RuntimeFuture(self, task)
-        job.calls[task] = call
-        job.deps[task] = deps
-        job.keys[task] = f"{getattr(fn, '__name__', type(fn).__name__)}-{number_in_block(task)}"
-        self.open[task] = future
+            self._check_accepting()
+            job, task = self._jobs.futures, self._jobs.new_future()
+            job.calls[task] = call
+            job.deps[task] = deps
+            job.keys[task] = f"{name}-{number_in_block(task)}"
+            future = self.open[task] = RuntimeFuture(self, task)
         weakref.finalize(future, self.dropped.note, task).atexit = False
         self.post(e.FutureSubmitted(task, deps, _family(fn)))
         return future
