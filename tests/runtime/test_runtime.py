@@ -407,6 +407,44 @@ def test_a_broken_machine_is_reported_and_replaced(monkeypatch: pytest.MonkeyPat
         assert rt.run(graph) == [2]
 
 
+@pytest.mark.parametrize("lane", ["threads", "processes"])
+def test_futures_from_before_it_was_replaced_are_still_arguments(lane: str, tmp_path: Path) -> None:
+    with Runtime(lane=lane, num_workers=2) as rt:
+        done, failed = rt.submit(testing.inc, 1), rt.submit(testing.fail, "no")
+        assert (done.result(), type(failed.exception())) == (2, testing.TaskError)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rt._engine._machine, "tasks", None)
+            lost = rt.submit(testing.inc, 1)
+            with pytest.raises(InternalError):
+                lost.result(timeout=20)
+        held = rt.submit(testing.hold, tmp_path)
+        assert rt.submit(testing.collect, done, [done]).result(timeout=20) == ((2, [2]), {})
+        after = rt.submit(testing.inc, failed)
+        assert isinstance(after.exception(timeout=20), testing.TaskError)
+        assert isinstance(rt.submit(testing.inc, after).exception(timeout=20), testing.TaskError)
+        assert isinstance(rt.submit(testing.inc, lost).exception(timeout=20), InternalError)
+        testing.let_go(tmp_path)
+        assert held.result(timeout=20) == "task"
+
+
+def test_a_future_that_it_was_replaced_under_is_still_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runtime(lane="threads", num_workers=1) as rt:
+        engine, call = rt._engine, rt._engine._futures._call
+
+        def replaced_meanwhile(*args: Any) -> Any:
+            monkeypatch.undo()
+            made = call(*args)
+            with engine._lock:
+                fail_futures, _ = engine._begin_afresh(InternalError("on purpose"))
+            fail_futures()
+            return made
+
+        done = rt.submit(testing.inc, 1)
+        assert done.result(timeout=20) == 2
+        monkeypatch.setattr(engine._futures, "_call", replaced_meanwhile)
+        assert rt.submit(testing.inc, done).result(timeout=20) == 3
+
+
 def test_a_shut_down_runtime_says_so() -> None:
     rt = Runtime()
     rt.shutdown()

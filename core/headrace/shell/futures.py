@@ -19,11 +19,13 @@ from headrace.sched import commands as c
 from headrace.sched import events as e
 from headrace.shell.callbacks import Callbacks
 from headrace.shell.dropped import Dropped
-from headrace.shell.jobs import Jobs, number_in_block
+from headrace.shell.jobs import Job, Jobs, number_in_block
 from headrace.task import Call, Slotted, call_nested, map_nested
 
 After = list[Callable[[], object]]
 """What is to be called once the runtime's lock has been left."""
+_NO_TASK = 0
+"""Of a future that has failed already; no id is that low."""
 
 
 class _Condition(threading.Condition):
@@ -120,6 +122,14 @@ class _Cause:
         self.error = error
 
 
+class _EarlierError(Exception):
+    """A future from before the runtime began afresh has failed."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
 class Futures:
     """The futures of one runtime that are ``open``: not done, or about to hand on their callbacks. Thread-safe.
 
@@ -162,35 +172,57 @@ class Futures:
         Raises:
             RuntimeError: no more work is taken.
         """
-        call, deps = self._call(fn, args, kwargs)
+        job = self._jobs.futures
+        try:
+            call, deps = self._call(job, fn, args, kwargs)
+        except _EarlierError as earlier:
+            failed = RuntimeFuture(self, _NO_TASK)
+            failed.set_exception(earlier.error)
+            return failed
         self.dropped.start()
         name = str(getattr(fn, "__name__", type(fn).__name__))
         with self._lock:
             self._check_accepting()
-            job, task = self._jobs.futures, self._jobs.new_future()
-            job.calls[task] = call
-            job.deps[task] = deps
-            job.keys[task] = f"{name}-{number_in_block(task)}"
-            future = self.open[task] = RuntimeFuture(self, task)
-        weakref.finalize(future, self.dropped.note, task).atexit = False
-        self.post(e.FutureSubmitted(task, deps, _family(fn)))
+            future = self._registered(job, name, call, deps) if job is self._jobs.futures else None
+        if future is None:  # it has just begun afresh
+            return self.submit(fn, args, kwargs)
+        weakref.finalize(future, self.dropped.note, future._task).atexit = False
+        self.post(e.FutureSubmitted(future._task, deps, _family(fn)))
+        return future
+
+    def _registered(self, job: Job, name: str, call: Call, deps: tuple[int, ...]) -> RuntimeFuture:
+        task = self._jobs.new_future()
+        job.calls[task] = call
+        job.deps[task] = deps
+        job.keys[task] = f"{name}-{number_in_block(task)}"
+        future = self.open[task] = RuntimeFuture(self, task)
         return future
 
     def _call(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, job: Job, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Call, tuple[int, ...]]:
-        """The call, with holes where futures of ours were, and the ids of those."""
+        """The call, with holes where futures of this job were, and the ids of those. In the place of one from before
+        the runtime began afresh stands its value.
+
+        Raises:
+            _EarlierError: such a one has failed.
+        """
         deps: dict[int, int] = {}
 
         def replace(obj: Any) -> Any:
-            if type(obj) is RuntimeFuture and obj._owner is self:
+            if type(obj) is not RuntimeFuture or obj._owner is not self:
+                return obj
+            if obj._task in job.keys:
                 return Slotted(deps.setdefault(obj._task, len(deps)))
-            return obj
+            try:
+                return obj.result()  # there, or just about to be
+            except BaseException as error:  # a task may raise anything
+                raise _EarlierError(error) from None
 
         new_args = map_nested(args, replace)
         new_kwargs = map_nested(kwargs, replace)
         if not deps:
-            return (fn, args, kwargs or None, ()), ()
+            return (fn, new_args, new_kwargs or None, ()), ()
         return (call_nested, (fn, new_args, new_kwargs, None), None, ((3, tuple(deps)),)), tuple(deps)
 
     def take_dropped(self) -> tuple[e.Event, ...]:
