@@ -429,7 +429,7 @@ class HeadraceExecutor(BaseExecutor):
                 if message["t"] == "adopted":
                     answer = message
                     old = float("-inf")  # so may be their tokens
-                    self._unstarted |= {waiting["id"]: _Sent(waiting, old) for waiting in message["waiting"]}
+                    self._unstarted |= {waiting["id"]: _Sent(waiting, old) for waiting in message.get("waiting", ())}
                 else:
                     self._take(message)
             if answer is not None:
