@@ -96,8 +96,8 @@ def test_levels_and_names_may_be_members_of_enumerations(
     monkeypatch.setattr(logging.root.manager, "disable", Level.LOW)
     caplog.set_level(Level.LOW)
     caplog.set_level(Level.HIGH, Part.LOADER)
-    rt.submit(log, Part.LOADER, logging.ERROR).result(timeout=30)
-    rt.submit(log, Part.LOADER, Level.HIGH).result(timeout=30)
+    run(rt, log, Part.LOADER, logging.ERROR)
+    run(rt, log, Part.LOADER, Level.HIGH)
     assert [(record.name, record.levelno) for record in caplog.records] == [("headrace.tests.loader", 45)]
 
 

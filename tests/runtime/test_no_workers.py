@@ -77,8 +77,9 @@ def test_no_descriptor_is_left_for_the_lane(how: str, monkeypatch: pytest.Monkey
 
 def test_lane_auto_does_without_descriptors(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(Family, "_slow_kind", lambda *_: HOLDS)  # what takes many runs to find out on a busy machine
+    monkeypatch.setattr("headrace.engine._LAUNCH_S_PER_MODULE", 0.0)  # worth a worker, whatever tests have imported
     indices = list(range(30))
-    calls: list[Any] = [(testing.spin, (1, 0.02), None, ())] * 30  # long enough to be worth a worker
+    calls: list[Any] = [(testing.spin, (1, 0.02), None, ())] * 30
     graph = Graph(indices[:], calls, [()] * 30, ["f"] * 30, indices)
     with Runtime(lane="auto", num_workers=2) as rt:
         with no_descriptor():
