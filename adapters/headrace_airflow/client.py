@@ -141,22 +141,21 @@ def launch(place: Path, setup: Setup, log_file: Path) -> None:
         setup: what it is started with.
         log_file: what it, its supervisors and its zygotes have to say goes here.
     """
+    given = {
+        "settings": dataclasses.asdict(setup.settings), "store": setup.store, "fingerprint": setup.fingerprint,
+    }  # fmt: skip
     log_file.parent.mkdir(parents=True, exist_ok=True)
     if log_file.exists() and log_file.stat().st_size > _LARGEST_LOG_BYTES:
         log_file.replace(log_file.with_suffix(".log.1"))
     with log_file.open("ab") as log:
-        process = subprocess.Popen(
+        subprocess.run(  # until it has forked away
             [sys.executable, "-c", _BOOTSTRAP, json.dumps(_path()), os.fspath(place)],
-            stdin=subprocess.PIPE,
+            input=json.dumps(given).encode(),
             stdout=log,
             stderr=log,
             env=environment(setup.environ),
             start_new_session=True,
         )
-    given = {
-        "settings": dataclasses.asdict(setup.settings), "store": setup.store, "fingerprint": setup.fingerprint,
-    }  # fmt: skip
-    process.communicate(json.dumps(given).encode())  # until it has forked away
 
 
 def _path() -> list[str]:

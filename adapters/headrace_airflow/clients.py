@@ -1,4 +1,4 @@
-"""Who is connected to the daemon, and whether one of the schedulers among them would start a daemon like it.
+"""Who is connected to the daemon, what schedulers among them are told of it, and whether one would start one like it.
 
 A daemon runs tasks with the environment, the settings and the packages that it was started with. Each scheduler says by
 a fingerprint what it would start one with (``client.Setup``). When all that are there would start another one, the
@@ -27,6 +27,7 @@ class Clients:
         self._fingerprint = fingerprint
         self._fingerprints: dict[Channel, str | None] = {}
         """Of what each scheduler would start a daemon with; ``None``: it is no scheduler, or has not said so yet."""
+        self._room: Message = {"t": "room", "full": False, "drained": False}
 
     def __iter__(self) -> Iterator[Channel]:
         return iter(list(self._fingerprints))
@@ -38,6 +39,23 @@ class Clients:
     def said_hello(self, client: Channel, hello: Message) -> None:
         """It has said what it is."""
         self._fingerprints[client] = hello.get("fingerprint", "") if hello["role"] == "scheduler" else None
+
+    def tell_room(self, *, full: bool, drained: bool) -> None:
+        """Has schedulers know what room the node has; those that come later hear of it where it is not all."""
+        room = {"t": "room", "full": full, "drained": drained}
+        if room != self._room:
+            self._room = room
+            for client in filter(self.is_scheduler, self._fingerprints):
+                client.send(room)
+
+    def welcome(self, client: Channel, *, ends: bool) -> None:
+        """Answers who has said what it is; ``ends``: the daemon does, because of that."""
+        client.send({"t": "welcome", "ends": ends})
+        if self.is_scheduler(client):
+            if self._room["full"] or self._room["drained"]:
+                client.send(self._room)
+            if self.find_daemon_outdated:
+                client.send({"t": "outdated"})
 
     def left(self, client: Channel) -> None:
         """It is gone."""

@@ -89,8 +89,6 @@ class Daemon:
         self._needed_at = time.monotonic()
         self._started = time.time()
         self._stopping = False
-        self._room: Message = {"t": "room", "full": False, "drained": False}
-        """What schedulers know of the node."""
         self._listener = self._listen()
         self._forks = Forks(self._loop, self._origin_lost, processes.take_all_descriptors())
         self._supervisors = Supervisors(self._forks, self._loop, self._hear_supervisor, self._lose_supervisor)
@@ -226,12 +224,7 @@ class Daemon:
 
     def _welcome(self, client: Channel, message: Message) -> None:
         self._clients.said_hello(client, message)
-        ends = self._make_way()
-        client.send({"t": "welcome", "ends": ends})
-        if self._clients.is_scheduler(client) and (self._room["full"] or self._room["drained"]):
-            client.send(self._room)
-        if self._clients.is_scheduler(client) and self._clients.find_daemon_outdated:
-            client.send({"t": "outdated"})
+        self._clients.welcome(client, ends=self._make_way())
 
     def _submit(self, client: Channel, message: Message) -> None:
         key = message["id"]
@@ -320,12 +313,7 @@ class Daemon:
             for command in self._machine.handle(pending.pop(0), time.monotonic()):
                 if answer := self._perform(command):
                     pending.append(answer)
-        room = {"t": "room", "full": self._machine.full, "drained": self._machine.drained}
-        if room != self._room:
-            self._room = room
-            for client in self._clients:
-                if self._clients.is_scheduler(client):
-                    client.send(room)
+        self._clients.tell_room(full=self._machine.full, drained=self._machine.drained)
 
     def _perform(self, command: admission.Command) -> admission.Event | None:
         match command:
@@ -494,7 +482,8 @@ def main(place: str) -> NoReturn:
         place: its folder.
     """
     given = json.load(sys.stdin)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), sys.stdin.fileno())
     if os.fork():
         os._exit(0)
     os.setsid()

@@ -135,15 +135,12 @@ def _children(but: Collection[int]) -> list[int]:
 def take_all_descriptors() -> tuple[int, int]:
     """Allows this process as many descriptors as it may have; returns the limits of before, for its children."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
-    except (ValueError, OSError):  # a sandbox that forbids it
-        pass
+    limit_descriptors((before[1], before[1]))
     return before
 
 
 def limit_descriptors(limits: tuple[int, int]) -> None:
-    """Allows this process as many descriptors as it had before ``take_all_descriptors``."""
+    """Allows this process so many descriptors, as ``RLIMIT_NOFILE`` has them: (soft, hard)."""
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     except (ValueError, OSError):  # a sandbox that forbids it

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -30,6 +31,23 @@ def lane_named(name: object) -> Lane:
         if isinstance(name, str) and name.strip().lower() == lane:
             return lane
     raise ConfigError(f"lane must be one of {', '.join(LANES)}, not {name!r}")
+
+
+def limit_of(number: Any) -> int | None:
+    """How many tasks may run at once, from whatever is a whole number: numpy's are none of Python's.
+
+    Raises:
+        ConfigError: it is none, or below 0.
+    """
+    if number is None:
+        return None
+    try:
+        limit = operator.index(number)
+    except TypeError:
+        limit = -1
+    if limit < 0:
+        raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number from 0, not {number!r}")
+    return limit
 
 
 def available_cores() -> int:

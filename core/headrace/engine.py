@@ -15,7 +15,6 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-import operator
 import os
 import sys
 import threading
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import at_exit, config
 from headrace.background import start_aside
-from headrace.errors import ConfigError, HeadraceError, InternalError, StreamError, raised_in
+from headrace.errors import HeadraceError, InternalError, StreamError, raised_in
 from headrace.event_loops import hide_event_loop
 from headrace.graph import Graph, resting_collector
 from headrace.observe import status, timeline
@@ -174,7 +173,7 @@ class Engine:
             self._shield.install()
             with self._shield:
                 show_loop = hide_event_loop()
-                lane, limit = self._checked_lane(lane), _checked_limit(limit)
+                lane, limit = self._checked_lane(lane), config.limit_of(limit)
                 expected_s = None if observer or rerun or lane != "auto" else self._quick_s(graph)
             if expected_s is not None:
                 progress = self._run_at_once(graph, expected_s)
@@ -547,19 +546,6 @@ class Engine:
     def status(self) -> dict[str, Any]:
         with self._lock:
             return status.snapshot(self._machine, self.settings, self._jobs.key_of, self._processes.lane)
-
-
-def _checked_limit(limit: Any) -> int | None:
-    """How many tasks may run at once, from whatever is a whole number: numpy's are none of Python's."""
-    if limit is None:
-        return None
-    try:
-        number = operator.index(limit)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"num_workers, the limit of tasks at once, must be a whole number from 0, not {limit!r}")
-    return number
 
 
 def _handed(values: list[Any], keep: bool) -> list[Any]:

@@ -271,7 +271,7 @@ def test_num_workers_limits_how_many_run_at_once(given: str) -> None:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
-        time.sleep(0.002)
+        time.sleep(0.002)  # long enough for another one to begin beside it, if it may
         with lock:
             running[0] -= 1
         return x

@@ -51,7 +51,7 @@ def test_a_task_begins_after_that_was_told(lane: str) -> None:
 
     def work(index: int) -> int:
         recorder.events.append(("running", index))
-        time.sleep(0.001)
+        time.sleep(0.001)  # so that it is no quick one
         return index
 
     with Runtime(lane=lane, num_workers=1) as rt:

@@ -81,7 +81,7 @@ class SealedError(Exception):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SealedError) and other.code == self.code
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as classes with an __eq__ of their own have it
 
 
 ERRORS: list[Callable[[], Exception]] = [
